@@ -1,0 +1,45 @@
+# Which dataset, which recipes, in what order:
+#
+#   videos -> index -> shards -> extract -> stores -> train -> runs -> assemble -> results/<dataset>
+#
+# snakemake --cores 16 results/kinetics
+import shlex
+import sys
+from snakemake.utils import min_version
+from features.errors import FramepoolError
+from pipelines import plan
+
+min_version("9.1.0")
+
+# Rules run the interpreter that runs Snakemake, in the place of their shell, so that a job ends with its workflow.
+shell.prefix(
+    f'set -euo pipefail; framepool() {{{{ exec {shlex.quote(sys.executable)} -m pipelines --follow-parent "$@"; }}}}; '
+)
+
+# A bad config or a missing annotation file is one line here, before anything is planned.
+try:
+    plan.requested(sys.argv[1:])
+except FramepoolError as error:
+    sys.exit(f"framepool: {error}")
+
+
+wildcard_constraints:
+    dataset=r"[a-z0-9_-]+",
+    store=r"[a-z0-9_]+-[0-9a-f]{8}",
+    run=r"[a-z0-9_]+-split[^/]+-[0-9a-f]{8}",
+    shard=r"\d{5}",
+
+
+include: "pipelines/rules/common.smk"
+include: "pipelines/rules/extract.smk"
+include: "pipelines/rules/heads.smk"
+
+
+localrules:
+    all,
+
+
+rule all:
+    default_target: True
+    input:
+        "results/demo",

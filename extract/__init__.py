@@ -1,0 +1,1 @@
+"""Stage one: a video (or a store) in, rows of features out."""

@@ -1,0 +1,55 @@
+"""Parameters, MACs and sizes of a network, counted on the meta device: no weights, no memory, no time.
+
+describe("resnet50")                             # {"parameters": 25557032, "macs": 4089284608, ...}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from extract.networks.registry import Library, build
+
+PAPERS: tuple[tuple[str, Library], ...] = (
+    ("resnet18", "timm"),
+    ("resnet34", "timm"),
+    ("resnet50", "timm"),
+    ("resnet101", "timm"),
+    ("resnet152", "timm"),
+    ("inception_v3", "timm"),
+    ("inception_resnet_v2", "timm"),
+    ("seresnext101_32x4d", "timm"),
+    ("mobilenetv2_100", "timm"),
+    ("vgg16", "timm"),
+)
+
+
+def describe(name: str, library: Library = "timm", options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Of the whole classifier at its own input size, one image: parameters, MACs (convolutions, linear, matmul)."""
+    with torch.device("meta"):
+        network = build(name, library=library, options=options)
+        images = torch.empty(1, 3, network.input.size_px, network.input.size_px)
+    return {
+        "name": name,
+        "library": library,
+        "parameters": parameters(network),
+        "macs": macs(network, images),
+        "features": network.feature_dim,
+        "input": list(images.shape[1:]),
+    }
+
+
+def parameters(module: nn.Module) -> int:
+    """Trainable numbers; running statistics are not counted."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def macs(module: nn.Module, *inputs: Any) -> int:
+    """Multiply-accumulates of one forward pass: half of what torch's counter calls FLOPs."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return int(counter.get_total_flops()) // 2

@@ -1,0 +1,79 @@
+"""The one place that loads weights: ``.safetensors``, or ``.pt`` / ``.pth`` without running any code of theirs.
+
+state, notes = load_state(Path("mobilenetv2.safetensors"))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+
+class NetworkError(ValueError):
+    """An unknown network, or weights that do not fit it; one line that says which and what to do."""
+
+
+def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A file's tensors by key, and our own notes in it (empty for files that we did not write).
+
+    A nested ``state_dict`` or ``model`` is unwrapped and the prefix ``module.`` of data-parallel training removed.
+    """
+    if not path.is_file():
+        raise NetworkError(f"weights are not there: {path}: expected a .safetensors, .pt or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            with safetensors.safe_open(path, framework="pt") as file:
+                notes = json.loads((file.metadata() or {}).get("framepool", "{}"))
+                return {key: file.get_tensor(key) for key in file.keys()}, notes  # noqa: SIM118 (not a dict)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken or hostile file makes the readers raise
+        reason = str(error).splitlines()[0][:200]
+        raise NetworkError(f"weights do not load: {path}: {reason}; nothing in the file was executed") from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
+            state = state[wrapper]
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise NetworkError(f"weights do not load: {path}: expected a state dict of tensors, got {type(state).__name__}")
+    return {str(key).removeprefix("module."): value for key, value in state.items()}, {}
+
+
+def save_state(state: Mapping[str, torch.Tensor], notes: Mapping[str, Any]) -> bytes:
+    """The bytes of a safetensors file of `state` with our `notes` in it."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    return safetensors.torch.save(tensors, {"framepool": json.dumps(notes, sort_keys=True)})
+
+
+def fill(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
+    """Put `state` into `module`; every key and shape must match, and every value be finite."""
+    own = module.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra:
+        side, key = ("lack", missing[0]) if missing else ("have an unknown", extra[0])
+        count = f"{len(missing)} missing, {len(extra)} unknown of {len(own)} keys"
+        raise NetworkError(f"weights do not fit: {where}: they {side} key {key!r} ({count})")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            raise NetworkError(
+                f"weights do not fit: {where}: {key}: expected {list(own[key].shape)}, got {list(value.shape)}"
+            )
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NetworkError(f"weights are not finite: {where}: {key}")
+    module.load_state_dict(dict(state))
+
+
+def state_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """sha256 (hex) over keys, dtypes, shapes and bytes: names weights that came from no file of the user's."""
+    total = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].detach().cpu().contiguous()
+        total.update(f"{key} {value.dtype} {list(value.shape)}\n".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

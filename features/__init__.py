@@ -1,0 +1,3 @@
+"""What a feature is: stores, shards, manifests, recipes, video lists and labels, batches.
+
+Knows no network."""

@@ -1,0 +1,170 @@
+"""The one place that makes bytes durable: write, fsync, rename, lock.
+
+A reader sees a file or a folder whole or not at all, whatever is killed and whenever. Everything durable passes through
+`Disk`, so a fault test patches one class.
+
+    write_bytes(path, data)              # temporary file, fsync, rename, fsync of the folder
+    with Lock(path): ...                 # flock with the holder's name inside; a dead holder's lock is free
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, Self
+
+from features.errors import Busy, FramepoolError, UserError
+
+
+class Disk:
+    """The operations that can fail halfway. Nothing else in the project writes durable bytes."""
+
+    @staticmethod
+    def write(stream: IO[bytes], data: bytes | memoryview) -> None:
+        stream.write(data)
+        stream.flush()
+
+    @staticmethod
+    def fsync(fileno: int) -> None:
+        os.fsync(fileno)
+
+    @staticmethod
+    def rename(source: Path, target: Path) -> None:
+        os.replace(source, target)
+
+    @staticmethod
+    def truncate(stream: IO[bytes], size: int) -> None:
+        stream.truncate(size)
+
+    @staticmethod
+    def remove(path: Path) -> None:
+        """Remove a file or a tree; what is already gone is no error."""
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put `data` at `path`, whole or not at all. A stray temporary file of a killed writer is replaced by the next."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with writing(path):
+        with temporary.open("wb") as stream:
+            Disk.write(stream, data)
+            Disk.fsync(stream.fileno())
+        Disk.rename(temporary, path)
+        fsync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_bytes` of readable JSON: sorted keys, one indent, no NaN."""
+    write_bytes(
+        path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    )
+
+
+def publish_folder(source: Path, target: Path) -> None:
+    """Make the tree `source` durable, then rename it to `target`, which must not exist."""
+    with writing(target):
+        for folder, _, names in os.walk(source):
+            for name in names:
+                with open(os.path.join(folder, name), "rb") as stream:
+                    Disk.fsync(stream.fileno())
+            fsync_folder(Path(folder))
+        Disk.rename(source, target)
+        fsync_folder(target.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        Disk.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def make_folder(folder: Path) -> Path:
+    """`folder`, made with its parents where it is missing."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an `OSError` below into one line that names the path, the free space and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise _disk_error(path, error) from error
+
+
+def _disk_error(path: Path, error: OSError) -> FramepoolError:
+    what = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+        return UserError("cannot write", where=path, got=what, fix="make its folder exist and writable")
+    folder = next(p for p in (path, *path.parents, Path()) if p.exists())
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    fix = "free some space there and run the same command again: what is finished is kept"
+    return FramepoolError("cannot write", where=path, got=f"{what} ({free_mb:.0f} MB free)", fix=fix)
+
+
+class Lock:
+    """One holder at a time, among processes and, where the file system has flock, among machines.
+
+    The file names its holder. The kernel drops the lock with its holder, so a dead holder never blocks anybody.
+
+    Raises `Busy`, naming the holder, when it is not free within `wait_s` seconds.
+    """
+
+    def __init__(self, path: Path, wait_s: float = 0.0) -> None:
+        self.path, self.wait_s = path, wait_s
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> Self:
+        deadline = time.monotonic() + self.wait_s
+        while not self._take():
+            if time.monotonic() >= deadline:
+                holder = self.holder()
+                raise Busy("locked", where=self.path, got=f"held by {holder}", fix="wait for it, or stop that process")
+            time.sleep(0.05)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            Disk.remove(self.path)
+            self._file.close()
+            self._file = None
+
+    def holder(self) -> str:
+        """Who holds the lock, as the holder wrote it: process, machine, since when."""
+        try:
+            return self.path.read_text().strip() or "a process that is just starting"
+        except FileNotFoundError:
+            return "a process that has just ended"
+
+    def _take(self) -> bool:
+        with writing(self.path):
+            file = self.path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The last holder may have removed the name between our open and our flock: then we hold a ghost.
+            if os.fstat(file.fileno()).st_ino != os.stat(self.path).st_ino:
+                raise FileNotFoundError
+        except (BlockingIOError, FileNotFoundError):
+            file.close()
+            return False
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        file.flush()
+        self._file = file
+        return True

@@ -1,0 +1,223 @@
+"""Features in memory: one tensor a modality, batches picked by index. The only module of this room that imports torch.
+
+Every shard is read once, in bulk, and verified; float16 and uint8 stay as stored until a batch reaches the device.
+Modalities are joined by video id, never by position. A batch is padded to its longest video and comes with masks;
+padding is zeros.
+
+Legend: V videos in all, N rows in all, B videos of a batch, L rows of a video, *D one row.
+
+    features = Features.open({"rgb": Path("work/demo/features/rgb-0123abcd")}, ids)
+    rows, masks = features.batch(torch.tensor([0, 3]), even_rows(25))   # {"rgb": (2,25,1280)}, {"rgb": (2,25)}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Self
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from features.errors import FramepoolError, UserError
+from features.manifest import Manifest
+from features.store import read_manifest, read_shard, shards
+
+Batch = tuple[dict[str, Tensor], dict[str, Tensor]]  # {modality: (B,L,*D)}, {modality: (B,L) bool}
+Select = Callable[[Tensor], tuple[Tensor, Tensor]]  # row counts (B,) -> row numbers (B,L) ascending, mask (B,L); L >= 1
+_SAFETY_BYTES: Final = 256 << 20  # left free beside the rows
+
+
+def all_rows(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Every row of every video."""
+    index = torch.arange(max(1, int(lengths.max()))).expand(len(lengths), -1)  # (B,L)
+    return index, index < lengths[:, None]
+
+
+def even_rows(n: int) -> Select:
+    """`n` rows at equal intervals, the middles floor((j + 0.5) * L / n); all of them where there are fewer."""
+
+    def select(lengths: Tensor) -> tuple[Tensor, Tensor]:
+        j, counts = torch.arange(n), lengths[:, None]
+        index = torch.where(counts > n, (2 * j + 1) * counts // (2 * n), j)
+        return _trim(index, j < counts)
+
+    return select
+
+
+def random_rows(n: int, generator: torch.Generator) -> Select:
+    """A random subset of `n` rows without replacement, in their order; all of them where there are fewer."""
+
+    def select(lengths: Tensor) -> tuple[Tensor, Tensor]:
+        index, mask = all_rows(lengths)
+        keys = torch.rand(index.shape, generator=generator).masked_fill_(~mask, 2.0)  # padding sorts last
+        chosen = keys.argsort(dim=1)[:, :n].sort(dim=1).values
+        return _trim(chosen, torch.arange(chosen.shape[1]) < lengths[:, None])
+
+    return select
+
+
+def segment_rows(n: int, generator: torch.Generator) -> Select:
+    """TSN: `n` equal segments, a random row of each; all rows where there are fewer than `n`.
+
+    Segment s is rows [s*L//n, (s+1)*L//n): TSN's own wherever n divides L, else the rest is spread and not dropped.
+    """
+
+    def select(lengths: Tensor) -> tuple[Tensor, Tensor]:
+        j, counts = torch.arange(n), lengths[:, None]
+        first = j * counts // n
+        size = (j + 1) * counts // n - first
+        within = (torch.rand(size.shape, generator=generator, dtype=torch.float64) * size).long()
+        return _trim(torch.where(counts > n, first + within, j), j < counts)
+
+    return select
+
+
+def _trim(index: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    longest = max(1, int(mask.sum(dim=1).max()))
+    return index[:, :longest], mask[:, :longest]
+
+
+class Rows(NamedTuple):
+    """One modality: video v has rows data[starts[v] : starts[v] + lengths[v]]; the last row of `data` is padding."""
+
+    data: Tensor  # (N+1, *D) float16 or uint8
+    starts: Tensor  # (V,)
+    lengths: Tensor  # (V,)
+
+
+@dataclass(frozen=True)
+class Features:
+    """The rows of `ids`, modality by modality. `stores` says where they came from, as a run records it."""
+
+    ids: tuple[str, ...]
+    rows: dict[str, Rows]
+    stores: dict[str, dict[str, Any]]
+
+    @classmethod
+    def open(cls, stores: Mapping[str, Path], ids: Sequence[str]) -> Self:
+        """Read the rows of `ids` from one store folder a modality; refuse what is missing, mixed or too large.
+
+        The store's own reader refuses damaged shards and rows that are not finite, naming the video.
+        """
+        manifests = {modality: _manifests(folder) for modality, folder in stores.items()}
+        wanted = {video: place for place, video in enumerate(ids)}
+        if len(wanted) != len(ids):
+            raise FramepoolError("a video is listed twice", got=next(v for k, v in enumerate(ids) if wanted[v] != k))
+        _check_memory(manifests, wanted)
+        rows = {modality: _read(stores[modality], found, wanted) for modality, found in manifests.items()}
+        facts = {
+            modality: {"store": Path(stores[modality]).name, "digest": first.digest, "facts": first.facts}
+            for modality, (_, first) in ((m, found[0]) for m, found in manifests.items())
+        }
+        return cls(tuple(ids), rows, facts)
+
+    @classmethod
+    def of(cls, ids: Sequence[str], arrays: Mapping[str, Sequence[np.ndarray[Any, Any]]]) -> Self:
+        """Features from arrays in memory: for each modality one (L, *D) array a video, rows of one shape and type."""
+        rows = {}
+        for modality, videos in arrays.items():
+            data = torch.from_numpy(
+                np.concatenate([*videos, np.zeros_like(videos[0], shape=(1, *videos[0].shape[1:]))])
+            )
+            lengths = torch.tensor([len(v) for v in videos])
+            rows[modality] = Rows(data, lengths.cumsum(0) - lengths, lengths)
+        return cls(tuple(ids), rows, {})
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape *D of one row, by modality."""
+        return {modality: tuple(rows.data.shape[1:]) for modality, rows in self.rows.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(rows.data.nbytes for rows in self.rows.values())
+
+    def has_rows(self) -> Tensor:
+        """(V,) bool: the video has a row in at least one modality."""
+        return torch.stack([rows.lengths > 0 for rows in self.rows.values()]).any(dim=0)
+
+    def to(self, device: torch.device) -> Features:
+        """The same features with the rows on `device`; what picks them stays where the generators are, on the CPU."""
+        return Features(self.ids, {m: r._replace(data=r.data.to(device)) for m, r in self.rows.items()}, self.stores)
+
+    def batch(self, videos: Tensor, select: Select | Mapping[str, Select], device: torch.device | None = None) -> Batch:
+        """Rows and masks of the videos numbered `videos` (B,) on `device`; float rows as float32, uint8 rows as uint8.
+
+        `select` picks rows, the same way in every modality or one way for each.
+        """
+        features, masks = {}, {}
+        for modality, (data, starts, lengths) in self.rows.items():
+            index, mask = (select[modality] if isinstance(select, Mapping) else select)(lengths[videos])
+            flat = torch.where(mask, index + starts[videos, None], len(data) - 1)  # (B,L)
+            picked = data.index_select(0, flat.flatten().to(data.device))
+            picked = picked.view(*flat.shape, *data.shape[1:]).to(device)
+            features[modality] = picked.float() if picked.is_floating_point() else picked
+            masks[modality] = mask.to(picked.device)
+        return features, masks
+
+
+def _manifests(folder: Path) -> list[tuple[int, Manifest]]:
+    """The manifests of a store's shards, all of one recipe, weights and row shape."""
+    found = [(shard, read_manifest(folder, shard)) for shard in shards(folder)]
+    if not found:
+        raise UserError("no features here", where=folder, expected="00000.json ...", fix="run framepool extract first")
+    first = found[0][1]
+    for shard, manifest in found[1:]:
+        for what in ("digest", "facts", "row_shape", "dtype"):
+            expected, got = getattr(first, what), getattr(manifest, what)
+            if expected != got:
+                fix = "shards of different recipes or weights do not mix: remove the odd ones and extract again"
+                where = f"{folder}: shards {found[0][0]:05d} and {shard:05d} differ in {what}"
+                raise FramepoolError("mixed store", where=where, expected=expected, got=got, fix=fix)
+    return found
+
+
+def _check_memory(manifests: Mapping[str, list[tuple[int, Manifest]]], wanted: Mapping[str, int]) -> None:
+    needed = _SAFETY_BYTES
+    for shards_ in manifests.values():
+        size = math.prod(shards_[0][1].row_shape) * np.dtype(shards_[0][1].dtype).itemsize
+        kept = sum(int(_counts(m)[[video in wanted for video in m.ids]].sum()) for _, m in shards_)
+        needed += size * (kept + max(m.rows for _, m in shards_))  # the rows, and one shard while it is read
+    available = psutil.virtual_memory().available
+    if needed > available:
+        fix = "train on fewer modalities or rows a video, or on a machine with more memory"
+        got = f"{available} available"
+        raise FramepoolError("features do not fit in memory", expected=f"{needed} bytes", got=got, fix=fix)
+
+
+def _counts(manifest: Manifest) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.array([outcome.rows for outcome in manifest.outcomes], dtype=np.int64)
+
+
+def _read(folder: Path, manifests: Sequence[tuple[int, Manifest]], wanted: Mapping[str, int]) -> Rows:
+    """The rows of the wanted videos in store order, and where each video's begin."""
+    first = manifests[0][1]
+    places = [np.array([wanted.get(video, -1) for video in m.ids], dtype=np.int64) for _, m in manifests]
+    total = sum(int(_counts(m)[place >= 0].sum()) for place, (_, m) in zip(places, manifests, strict=True))
+    data = torch.zeros((total + 1, *first.row_shape), dtype=torch.uint8 if first.dtype == "uint8" else torch.float16)
+    starts, lengths = np.zeros(len(wanted), dtype=np.int64), np.full(len(wanted), -1, dtype=np.int64)
+    position = 0
+    for place, (shard, _) in zip(places, manifests, strict=True):
+        keep = place >= 0
+        if not keep.any():
+            continue
+        stored = read_shard(folder, shard)
+        counts = np.diff(stored.offsets)
+        frames = stored.frames if keep.all() else stored.frames[np.repeat(keep, counts)]
+        kept = counts[keep]
+        ends = position + np.cumsum(kept)
+        starts[place[keep]], lengths[place[keep]] = ends - kept, kept
+        data[position : position + len(frames)] = torch.from_numpy(frames)
+        position += len(frames)
+    if (lengths < 0).any():
+        missing = [video for video, place in wanted.items() if lengths[place] < 0]
+        got = f"{missing[0]} is not among them" + (f", nor are {len(missing) - 1} others" if len(missing) > 1 else "")
+        fix = "extract the shards that are missing"
+        raise FramepoolError("store lacks videos", where=folder, expected=f"all {len(wanted)} videos", got=got, fix=fix)
+    return Rows(data, torch.from_numpy(starts), torch.from_numpy(lengths))

@@ -1,0 +1,142 @@
+"""Attention Clusters: N attention units look at a set of local features, each its own way, set apart by shifting.
+
+"Attention Clusters: Purely Attention Based Local Feature Integration for Video Classification" (CVPR 2018), §3.
+
+    unit k       a_k = softmax over rows of its scores,  m_k = sum_l a_kl x_l
+    shifting     u_k = alpha_k m_k + beta_k,  v_k = u_k / (sqrt(N) |u_k|)            without shifting v_k = m_k
+    video        dropout(concat of v_k over units and modalities), linear
+
+The order of rows does not matter. A modality without rows gives a zero cluster vector, whatever its shift.
+Legend: B videos, L rows, D dims, N units, H hidden, C classes.
+
+    head = heads.build("attention_cluster", {"rgb": (1280,)}, 6, clusters=64, weighting="fc1", shift=True)
+    head.attention(rows, masks)["rgb"]                          # (B,N,L), each row of it sums to 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, cast
+
+import torch
+from torch import Tensor, nn
+
+from heads.base import Head, Shapes, vector_sizes, zero_padding
+from heads.dropout import Dropout
+
+_HIDDEN: Final = 10  # H of FC2, §3.2
+_EPSILON: Final = 1e-12  # the paper divides by the bare norm; this only guards zero
+
+
+class AverageWeights(nn.Module):
+    """Every row weighs the same, in every unit."""
+
+    def __init__(self, dim: int, units: int) -> None:
+        super().__init__()
+        self.units = units
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B,L,D) -> scores (B,N,L)."""
+        return rows.new_zeros(len(rows), self.units, rows.shape[1])
+
+
+class Fc1Weights(nn.Linear):
+    """w_k x + b_k, with the initial values of the authors' Conv1d.
+
+    The bias is one number a unit (one a row, as printed, would tie the head to one L); it cancels in the softmax and is
+    kept because the paper counts it.
+    """
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B,L,D) -> scores (B,N,L)."""
+        return super().forward(rows).transpose(1, 2)
+
+
+class Fc2Weights(nn.Module):
+    """w2_k tanh(W1_k x + b1_k) + b2_k, a small network of its own for each unit."""
+
+    def __init__(self, dim: int, units: int) -> None:
+        super().__init__()
+        self.hidden = nn.Conv1d(dim, units * _HIDDEN, 1)
+        self.score = nn.Conv1d(units * _HIDDEN, units, 1, groups=units)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(B,L,D) -> scores (B,N,L)."""
+        scores: Tensor = self.score(self.hidden(rows.transpose(1, 2)).tanh())
+        return scores
+
+
+_WEIGHTS: Final = {"average": AverageWeights, "fc1": Fc1Weights, "fc2": Fc2Weights}
+
+
+class Shift(nn.Module):
+    """u = alpha m + beta, scaled to length 1/sqrt(N): units end at different points although they see the same set."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        std = units**-0.25  # Glorot with both fans sqrt(N), as the authors' code
+        self.alpha = nn.Parameter(torch.randn(units) * std)
+        self.beta = nn.Parameter(torch.randn(units) * std)
+
+    def forward(self, means: Tensor) -> Tensor:
+        """(B,N,D) -> (B,N,D)."""
+        shifted = torch.addcmul(self.beta[:, None], self.alpha[:, None], means)
+        length = torch.linalg.vector_norm(shifted, dim=2, keepdim=True).clamp_min(_EPSILON)
+        scaled: Tensor = shifted * (len(self.alpha) ** -0.5 / length)
+        return scaled
+
+
+class Cluster(nn.Module):
+    """The N units of one modality."""
+
+    def __init__(self, units: int, dim: int, weighting: str, shift: bool) -> None:
+        super().__init__()
+        self.weights = _WEIGHTS[weighting](dim, units)
+        self.shift = Shift(units) if shift else nn.Identity()
+
+    def attention(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """(B,L,D), (B,L) -> (B,N,L): weights over the rows that are there; zeros where there is none."""
+        scores: Tensor = self.weights(rows)
+        scores = scores.masked_fill(~mask[:, None], torch.finfo(scores.dtype).min)
+        return scores.softmax(dim=2) * mask[:, None]
+
+    def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """(B,L,D), (B,L) -> (B, N*D)."""
+        rows = zero_padding(rows, mask)
+        units: Tensor = self.shift(self.attention(rows, mask) @ rows)  # (B,N,D)
+        some = mask.any(dim=1)
+        return (units if bool(some.all()) else units * some[:, None, None]).flatten(1)
+
+
+class AttentionCluster(Head):
+    """A cluster for each modality, concat, dropout, linear."""
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        num_classes: int,
+        *,
+        clusters: int | Mapping[str, int],
+        weighting: str,
+        shift: bool,
+        dropout: float,
+    ) -> None:
+        super().__init__(shapes, num_classes)
+        dims = vector_sizes("attention_cluster", shapes)
+        units = {m: clusters if isinstance(clusters, int) else clusters[m] for m in dims}
+        self.clusters = nn.ModuleDict({m: Cluster(units[m], dim, weighting, shift) for m, dim in dims.items()})
+        self.dropout = Dropout(dropout)
+        self.classifier = nn.Linear(sum(units[m] * dim for m, dim in dims.items()), num_classes)
+
+    def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        """(B,L,D) a modality -> (B,C)."""
+        vectors = [self.clusters[m](features[m], masks[m]) for m in self.shapes]  # each (B, N*D)
+        logits: Tensor = self.classifier(self.dropout(torch.cat(vectors, dim=1) if len(vectors) > 1 else vectors[0]))
+        return logits
+
+    def attention(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weights (B,N,L) that each unit gives to each row, by modality."""
+        return {
+            m: cast(Cluster, cluster).attention(zero_padding(features[m], masks[m]), masks[m])
+            for m, cluster in self.clusters.items()
+        }

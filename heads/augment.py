@@ -1,0 +1,61 @@
+"""TSN's multi-scale corner crop and mirroring, for a whole batch in one resampling (TSN, 2016, §3.2).
+
+A crop's height and width are scales of the short side, at most one step apart; its place is one of 13: corners,
+middle, edges and quarters. All rows of a video share one crop.
+Legend: B videos, R rows of the batch, C channels, H W height and width of a map.
+
+    boxes = random_boxes(B, H, W, mirror=True, generator=generator)
+    crops = resample(maps, boxes[video_of_row], size_px=224)    # (R,C,H,W) float -> (R,C,224,224)
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+SCALES: Final = (1.0, 0.875, 0.75, 0.66)
+# (down, right) in quarters of the room that the crop leaves
+PLACES: Final = (
+    *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),  # corners, middle
+    *((2, 0), (2, 4), (4, 2), (0, 2)),  # edges
+    *((1, 1), (1, 3), (3, 1), (3, 3)),  # quarters
+)
+SIZES: Final = tuple((h, w) for i, h in enumerate(SCALES) for j, w in enumerate(SCALES) if abs(i - j) <= 1)
+
+
+def random_boxes(
+    count: int, height_px: int, width_px: int, *, mirror: bool, generator: torch.Generator | None
+) -> Tensor:
+    """(B,4): top, left, bottom, right of `count` random crops, in pixels; left > right is mirrored."""
+    size = torch.tensor(SIZES)[torch.randint(len(SIZES), (count,), generator=generator)] * min(height_px, width_px)
+    place = torch.tensor(PLACES)[torch.randint(len(PLACES), (count,), generator=generator)] / 4
+    size, room = size.floor(), torch.tensor([height_px, width_px])
+    first = (place * (room - size)).floor()
+    boxes = torch.cat([first, first + size], dim=1)
+    if mirror:
+        flip = torch.rand(count, generator=generator) < 0.5
+        boxes = torch.where(flip[:, None], boxes[:, [0, 3, 2, 1]], boxes)
+    return boxes
+
+
+def centre_box(height_px: int, width_px: int, size_px: int) -> Tensor:
+    """(4,): the middle `size_px` square; the largest middle square of a map that is smaller."""
+    side = min(height_px, width_px, size_px)
+    top, left = (height_px - side) // 2, (width_px - side) // 2
+    return torch.tensor([top, left, top + side, left + side], dtype=torch.float32)
+
+
+def resample(maps: Tensor, boxes: Tensor, size_px: int) -> Tensor:
+    """(R,C,H,W) float, (R,4) -> (R,C,size,size): each box of each map, bilinear."""
+    height_px, width_px = maps.shape[-2:]
+    span = torch.tensor([height_px, width_px], device=maps.device)
+    boxes = boxes.to(maps.device)
+    middle = (boxes[:, :2] + boxes[:, 2:]) / span - 1  # in [-1, 1], down and right
+    half = (boxes[:, 2:] - boxes[:, :2]) / span
+    theta = maps.new_zeros(len(maps), 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = half[:, 1], half[:, 0]
+    theta[:, :, 2] = middle.flip(1)
+    grid = nn.functional.affine_grid(theta, [len(maps), maps.shape[1], size_px, size_px], align_corners=False)
+    return nn.functional.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -1,0 +1,74 @@
+"""What a head is: padded rows and their masks in, logits out.
+
+Every head keeps these promises, and one contract test holds all of them to it: any L >= 1; padded rows never matter,
+nor does the company in a batch (in evaluation); a video without rows gives finite logits; it saves and loads.
+
+Legend: B videos, L rows, *D one row, C classes.
+
+    class Mine(Head):
+        def forward(self, features, masks): ...                 # {"rgb": (B,L,D)}, {"rgb": (B,L)} -> (B,C)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from features.batches import Select, all_rows, even_rows, random_rows
+from features.errors import UserError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Head(nn.Module):
+    """Base of all heads. `shapes` are the rows it reads, by modality; options come by name from its config."""
+
+    fitted: ClassVar[bool] = False  # computed by `fit` in one pass over the training videos; no gradient steps
+
+    def __init__(self, shapes: Shapes, num_classes: int) -> None:
+        super().__init__()
+        self.shapes, self.num_classes = dict(shapes), num_classes
+
+    def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        """{modality: (B,L,*D) float32 or uint8}, {modality: (B,L) bool} -> logits (B,C)."""
+        raise NotImplementedError
+
+    def fit(self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]) -> None:
+        """Set the weights from all training videos: features, masks, targets (B,C) of 0 and 1."""
+        raise NotImplementedError
+
+    def train_rows(self, n: int | None, generator: torch.Generator) -> Select:
+        """How training picks rows of a video: a random subset of n, or all."""
+        return all_rows if n is None else random_rows(n, generator)
+
+    def test_rows(self, n: int | None) -> Select:
+        """How testing picks rows of a video: n at equal intervals, or all."""
+        return all_rows if n is None else even_rows(n)
+
+    def extra_files(self) -> dict[str, bytes]:
+        """Files that a finished run keeps beside its weights, by name."""
+        return {}
+
+
+def vector_sizes(kind: str, shapes: Shapes) -> dict[str, int]:
+    """D of each modality, for a head that reads vectors and no maps."""
+    for modality, shape in shapes.items():
+        if len(shape) != 1:
+            fix = "give it the features of a network, not maps"
+            raise UserError(f"{kind} reads vectors", where=modality, expected="rows of shape (D,)", got=shape, fix=fix)
+    return {modality: shape[0] for modality, shape in shapes.items()}
+
+
+def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
+    """(B,L,D), (B,L) -> (B,D): the mean of the rows that are there; zeros where there is none."""
+    weights = mask.to(rows.dtype)
+    weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1)
+    return torch.einsum("bl,bld->bd", weights, zero_padding(rows, mask))
+
+
+def zero_padding(rows: Tensor, mask: Tensor) -> Tensor:
+    """(B,L,D), (B,L) -> (B,L,D): padding set to zero, for 0 * inf would be NaN; no copy where there is none."""
+    return rows if bool(mask.all()) else rows.masked_fill(~mask[..., None], 0)

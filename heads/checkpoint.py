@@ -1,0 +1,103 @@
+"""A run's files: weights that know their classes, the state to resume from, and a head loaded back.
+
+head, run = load_head(Path("work/demo/runs/tsn-split1-0123abcd/seed0"), classes=classes)
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor
+
+import heads
+from extract.networks.weights import NetworkError, fill, load_state, save_state
+from features.atomic import write_bytes
+from features.errors import DamagedStore, FramepoolError, UserError
+from heads.base import Head
+from heads.config import BaseConfig, HeadConfig
+
+WEIGHTS, NETWORK, RUN, RESUME = "weights.safetensors", "network.safetensors", "run.json", "last.pt"
+
+
+def save_head(folder: Path, head: Head, *, kind: str, classes: Sequence[str]) -> None:
+    """Write the head's weights with the names of its classes, and whatever files it adds."""
+    for name, data in head.extra_files().items():
+        write_bytes(folder / name, data)
+    write_bytes(folder / WEIGHTS, save_state(head.state_dict(), {"kind": kind, "classes": list(classes)}))
+
+
+def load_head(
+    folder: Path, *, classes: Sequence[str] | None = None, device: str | torch.device = "cpu"
+) -> tuple[Head, dict[str, Any]]:
+    """The trained head of a finished run, in evaluation mode, and its run.json. Refuses another list of `classes`."""
+    run = read_run(folder)
+    if run is None:
+        raise FramepoolError("no finished run here", where=folder, expected=RUN, fix="train it first")
+    path = folder / WEIGHTS
+    try:
+        state, notes = load_state(path)
+        if classes is not None:
+            check_classes(path, notes.get("classes", []), classes)
+        config = TypeAdapter[BaseConfig](HeadConfig).validate_python(run["config"])
+        if (folder / NETWORK).exists():
+            network = getattr(config, "network").model_copy(update={"weights": str(folder / NETWORK)})  # noqa: B009
+            config = config.model_copy(update={"network": network})
+        shapes = {modality: tuple(shape) for modality, shape in run["shapes"].items()}
+        head = heads.from_config(config, shapes, len(run["classes"]))
+        fill(head, state, str(path))
+    except (NetworkError, KeyError, ValueError) as error:
+        raise DamagedStore(
+            "run does not load", where=folder, got=error, fix="remove the run and train it again"
+        ) from None
+    return head.to(device).eval(), run
+
+
+def check_classes(path: Path, own: Sequence[str], given: Sequence[str]) -> None:
+    """Refuse to use a head with another class list than the one that it was trained for, even one in another order."""
+    if list(own) == list(given):
+        return
+    fix = "score with the class list of the head's own dataset, or train it again"
+    if len(own) != len(given):
+        raise UserError("another class list", where=path, expected=f"{len(own)} classes", got=len(given), fix=fix)
+    k = next(k for k, (a, b) in enumerate(zip(own, given, strict=True)) if a != b)
+    raise UserError("another class list", where=path, expected=f"{own[k]!r} as class {k}", got=repr(given[k]), fix=fix)
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """run.json, which is written last: None where the run is not finished."""
+    try:
+        run: dict[str, Any] = json.loads((folder / RUN).read_text())
+        return run
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DamagedStore(
+            "run does not load", where=folder / RUN, got=error, fix="remove the run and train it again"
+        ) from None
+
+
+def save_resume(folder: Path, state: Mapping[str, Any]) -> None:
+    """Keep what an interrupted training goes on from; the previous state stays until this one is whole."""
+    stream = io.BytesIO()
+    torch.save(dict(state), stream)
+    write_bytes(folder / RESUME, stream.getvalue())
+
+
+def load_resume(folder: Path, digest: str) -> dict[str, Any] | None:
+    """The state of an interrupted training of the same recipe; None where there is none, or none that loads."""
+    try:
+        state: dict[str, Any] = torch.load(folder / RESUME, map_location="cpu", weights_only=True)
+        return state if state["digest"] == digest else None
+    except Exception:  # whatever damage makes the reader raise: training then starts anew, to the same end
+        return None
+
+
+def copy_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of weights on the CPU that later steps do not change."""
+    return {name: value.detach().cpu().clone() for name, value in state.items()}

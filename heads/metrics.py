@@ -1,0 +1,118 @@
+"""How good scores are: top-k, mean per class, confusion, parts of class names, mean average precision.
+
+Ties go to the class that stands first in the list, so no score is counted twice and nothing depends on a sort.
+Numbers that do not exist (no video, no video of a class) are None and never NaN.
+Legend: V videos, C classes.
+
+    single_label(logits, labels, classes)["top1"]               # (V,C), (V,)
+    multi_label(logits, labels, classes)["map"]                 # (V,C), (V,C) bool
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.errors import UserError
+
+Floats = npt.NDArray[np.float32]
+Labels = npt.NDArray[Any]
+
+
+def ranks(logits: Floats, labels: Labels) -> npt.NDArray[np.int64]:
+    """(V,C), (V,) -> (V,): how many classes come before the true one. 0 is a hit."""
+    true = np.take_along_axis(logits, labels[:, None], axis=1)
+    before = (logits > true) | ((logits == true) & (np.arange(logits.shape[1]) < labels[:, None]))
+    return np.asarray(before.sum(axis=1))
+
+
+def single_label(logits: Floats, labels: Labels, classes: Sequence[str], factors: Sequence[str] = ()) -> dict[str, Any]:
+    """top1, top5, mean_class, loss, n_test, per_class, confusion (rows true, columns predicted), factors if asked."""
+    rank = ranks(logits, labels)
+    predicted = logits.argmax(axis=1) if len(logits) else np.zeros(0, dtype=np.int64)
+    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(confusion, (labels, predicted), 1)
+    per_class = {
+        name: int(row[k]) / int(row.sum()) if row.sum() else None
+        for k, (name, row) in enumerate(zip(classes, confusion, strict=True))
+    }
+    known = [share for share in per_class.values() if share is not None]
+    found = {
+        "top1": _mean(rank < 1),
+        "top5": _mean(rank < 5),
+        "mean_class": _mean(np.array(known)),
+        "loss": _mean(cross_entropy(logits, labels)),
+        "n_test": len(labels),
+        "per_class": per_class,
+        "confusion": confusion.tolist(),
+    }
+    if factors:
+        found["factors"] = factor_accuracy(predicted, labels, classes, factors)
+    return found
+
+
+def factor_accuracy(
+    predicted: Labels, labels: Labels, classes: Sequence[str], factors: Sequence[str]
+) -> dict[str, float | None]:
+    """How often each part of the predicted class's name is right; classes are called ``<part>-<part>-...``."""
+    parts = np.array([_parts(name, factors) for name in classes]).reshape(len(classes), len(factors))
+    return {factor: _mean(parts[predicted, k] == parts[labels, k]) for k, factor in enumerate(factors)}
+
+
+def multi_label(logits: Floats, labels: Labels, classes: Sequence[str]) -> dict[str, Any]:
+    """map, map_unlabelled_last, loss, n_test, per_class.
+
+    map is the mean over classes that occur of the average precision, as SlowFast counts it; map_unlabelled_last is
+    that of Charades' own script, which ranks videos without any label last.
+    """
+    labels = labels.astype(bool)
+    unlabelled_last = np.where(labels.any(axis=1, keepdims=True), logits, -np.inf)
+    per_class = {name: average_precision(logits[:, k], labels[:, k]) for k, name in enumerate(classes)}
+    charades = [average_precision(unlabelled_last[:, k], labels[:, k]) for k in range(len(classes))]
+    return {
+        "map": _mean(np.array([ap for ap in per_class.values() if ap is not None])),
+        "map_unlabelled_last": _mean(np.array([ap for ap in charades if ap is not None])),
+        "loss": _mean(binary_cross_entropy(logits, labels)),
+        "n_test": len(labels),
+        "per_class": per_class,
+    }
+
+
+def average_precision(scores: npt.NDArray[Any], positive: npt.NDArray[np.bool_]) -> float | None:
+    """(V,), (V,) -> mean over positives of the precision at their score; equal scores count together."""
+    if not positive.any():
+        return None
+    order = np.argsort(-scores, kind="stable")
+    sorted_scores, hits = scores[order], positive[order]
+    last_of_tie = np.append(sorted_scores[1:] != sorted_scores[:-1], True)
+    found = np.cumsum(hits)[last_of_tie]
+    precision = found / (np.flatnonzero(last_of_tie) + 1)
+    return float((precision * np.diff(found, prepend=0)).sum() / positive.sum())
+
+
+def cross_entropy(logits: Floats, labels: Labels) -> npt.NDArray[np.float64]:
+    """(V,C), (V,) -> (V,)."""
+    wide = logits.astype(np.float64)
+    top = wide.max(axis=1, initial=-np.inf) if len(wide) else np.zeros(0)
+    total = top + np.log(np.exp(wide - top[:, None]).sum(axis=1))
+    return np.asarray(total - np.take_along_axis(wide, labels[:, None], axis=1)[:, 0])
+
+
+def binary_cross_entropy(logits: Floats, labels: Labels) -> npt.NDArray[np.float64]:
+    """(V,C), (V,C) -> (V,): mean over classes."""
+    wide = logits.astype(np.float64)
+    return np.asarray((np.logaddexp(0, wide) - wide * labels).mean(axis=1))
+
+
+def _mean(values: npt.NDArray[Any]) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _parts(name: str, factors: Sequence[str]) -> list[str]:
+    parts = name.split("-")
+    if len(parts) != len(factors):
+        raise UserError("class name does not fit the factors", where=name, expected="-".join(f"<{f}>" for f in factors))
+    return parts

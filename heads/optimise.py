@@ -1,0 +1,56 @@
+"""Optimisers and learning rates of a `TrainConfig`.
+
+A learning rate is a function of the epoch and of the losses so far: a resumed run needs no scheduler's state.
+
+    learning_rate(config, epoch=30, watched=[0.9, 0.5, ...])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+from heads.config import Constant, Cosine, Step, TrainConfig
+
+
+def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of `config` over the parameters that are trained."""
+    trained = [p for p in parameters if p.requires_grad]
+    lr, decay = config.lr, config.weight_decay
+    match config.optimizer:
+        case "sgd":
+            return torch.optim.SGD(trained, lr=lr, momentum=config.momentum, weight_decay=decay)
+        case "rmsprop":
+            return torch.optim.RMSprop(
+                trained, lr=lr, alpha=config.alpha, eps=config.eps, momentum=config.momentum, weight_decay=decay
+            )
+        case "adam":
+            return torch.optim.Adam(trained, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(trained, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay)
+
+
+def learning_rate(config: TrainConfig, epoch: int, watched: Sequence[float]) -> float:
+    """The learning rate of `epoch` (from 0), given the watched losses of the epochs before it."""
+    schedule = config.schedule
+    if isinstance(schedule, Constant):
+        return config.lr
+    if isinstance(schedule, Step):
+        return config.lr * schedule.factor ** sum(epoch >= at for at in schedule.at)
+    if isinstance(schedule, Cosine):
+        return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
+    drops, best, waited = 0, math.inf, 0
+    for loss in watched[:epoch]:
+        waited = 0 if loss < best else waited + 1
+        best = min(best, loss)
+        if waited == schedule.patience:
+            drops, waited = drops + 1, 0
+    return config.lr * schedule.factor**drops
+
+
+def epochs_without_gain(watched: Sequence[float]) -> int:
+    """How many epochs ago the watched loss was lowest."""
+    return len(watched) - 1 - watched.index(min(watched)) if watched else 0

@@ -1,0 +1,76 @@
+"""What a finished run leaves for people and reports: metrics, history, and the scores of every test video.
+
+write_predictions(folder, predictions, classes)             # predictions.npz and predictions.csv
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from features.atomic import write_bytes
+from heads import metrics
+
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that begins so
+
+
+class Predictions(NamedTuple):
+    """V videos, C classes."""
+
+    ids: Sequence[str]  # (V,)
+    labels: npt.NDArray[Any]  # (V,) int64, or (V,C) bool where a video has several labels
+    logits: npt.NDArray[np.float32]  # (V,C)
+
+
+def measure(predictions: Predictions, classes: Sequence[str], factors: Sequence[str] = ()) -> dict[str, Any]:
+    """All metrics that fit the labels."""
+    if predictions.labels.ndim == 2:
+        return metrics.multi_label(predictions.logits, predictions.labels, classes)
+    return metrics.single_label(predictions.logits, predictions.labels, classes, factors)
+
+
+def write_predictions(folder: Path, predictions: Predictions, classes: Sequence[str]) -> None:
+    """predictions.npz for programs, predictions.csv for people."""
+    stream = io.BytesIO()
+    np.savez(stream, ids=np.array(predictions.ids, dtype=np.str_), labels=predictions.labels, logits=predictions.logits)
+    write_bytes(folder / "predictions.npz", stream.getvalue())
+    write_bytes(
+        folder / "predictions.csv",
+        _csv(("id", "label", "predicted", "probability", "top5"), _rows(predictions, classes)),
+    )
+
+
+def write_history(folder: Path, history: Sequence[Mapping[str, float | None]]) -> None:
+    """history.csv: a row an epoch; a cell is empty where nothing was measured."""
+    if history:
+        write_bytes(folder / "history.csv", _csv(tuple(history[0]), [list(row.values()) for row in history]))
+
+
+def _rows(predictions: Predictions, classes: Sequence[str]) -> list[list[Any]]:
+    several = predictions.labels.ndim == 2
+    rows = []
+    for video, label, logits in zip(*predictions, strict=True):
+        wide = logits.astype(np.float64)
+        shares = 1 / (1 + np.exp(-wide)) if several else np.exp(wide - wide.max()) / np.exp(wide - wide.max()).sum()
+        order = np.argsort(-wide, kind="stable")[:5].tolist()
+        true = "|".join(classes[k] for k in np.flatnonzero(label).tolist()) if several else classes[label]
+        rows.append([video, true, classes[order[0]], f"{shares[order[0]]:.6f}", "|".join(classes[k] for k in order)])
+    return rows
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> bytes:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows([_cell(value) for value in row] for row in rows)
+    return stream.getvalue().encode()
+
+
+def _cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

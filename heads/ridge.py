@@ -1,0 +1,67 @@
+"""Ridge regression on the mean row, one against the rest, in closed form: the yardstick of trained heads.
+
+Minimises |Z w + b - y|^2 + alpha |w|^2 for each class, with targets y of +1 and -1, centred inputs and a free
+intercept, as scikit-learn's `RidgeClassifier`. Training videos pass by once; only D x D sums stay. A modality without
+rows counts as zeros.
+Legend: B videos, L rows, D dims of all modalities, C classes.
+
+    head = heads.build("ridge", {"rgb": (1280,)}, num_classes=6, alpha=1.0)
+    head.fit([(rows, masks, one_hot)])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from features.errors import FramepoolError
+from heads.base import Head, Shapes, masked_mean, vector_sizes
+
+
+class Ridge(Head):
+    """A linear layer whose weights are solved for, in float64."""
+
+    fitted = True
+
+    def __init__(self, shapes: Shapes, num_classes: int, *, alpha: float, standardise: bool) -> None:
+        super().__init__(shapes, num_classes)
+        self.alpha, self.standardise = alpha, standardise
+        self.classifier = nn.Linear(sum(vector_sizes("ridge", shapes).values()), num_classes)
+
+    def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        """(B,L,D) a modality -> (B,C)."""
+        logits: Tensor = self.classifier(self._means(features, masks))
+        return logits
+
+    def _means(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        return torch.cat([masked_mean(features[m], masks[m]) for m in self.shapes], dim=1)  # (B,D)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]) -> None:
+        """Solve for the weights. Sums over videos of (z, y)(z, y)^T hold everything that the solution needs."""
+        size, dim = 0, self.classifier.in_features
+        joint = torch.zeros(dim + self.num_classes + 1, dim + self.num_classes + 1, dtype=torch.float64)
+        origin = None  # of the first batch: sums of differences from it lose no digits
+        for features, masks, targets in batches:
+            means = self._means(features, masks).double().cpu()
+            origin = means.mean(dim=0) if origin is None else origin
+            columns = torch.cat([means - origin, 2 * targets.double().cpu() - 1, torch.ones(len(means), 1)], dim=1)
+            joint += columns.T @ columns
+            size += len(means)
+        if origin is None:
+            raise FramepoolError("ridge has no training videos")
+        mean = joint[-1, :-1] / size
+        scatter = joint[:-1, :-1] - size * torch.outer(mean, mean)
+        inner, cross = scatter[:dim, :dim], scatter[:dim, dim:]  # (D,D), (D,C)
+        scale = torch.ones(dim, dtype=torch.float64)
+        if self.standardise:
+            deviation = (inner.diagonal() / size).clamp_min(0).sqrt()
+            scale = torch.where(deviation > 1e-9, 1 / deviation, 0.0)  # a constant input says nothing
+        penalised = inner * torch.outer(scale, scale)
+        penalised.diagonal().add_(self.alpha)
+        solution = scale[:, None] * torch.cholesky_solve(scale[:, None] * cross, torch.linalg.cholesky(penalised))
+        intercept = mean[dim:] - (mean[:dim] + origin) @ solution
+        self.classifier.weight.copy_(solution.T)
+        self.classifier.bias.copy_(intercept)

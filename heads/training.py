@@ -1,0 +1,203 @@
+"""Train a head into a run folder, or test a finished run again. Every head takes this road; `fitted` ones skip epochs.
+
+A run is finished when its run.json stands; one of the same recipe is not trained again. Killed at any moment, it goes
+on from the last finished epoch. The metrics are those of the last epoch, or of the best by the watched loss under
+early stop: the test chooses nothing.
+
+    train_run(folder, config=config, features=features, labels=labels, train=train, test=test, classes=classes, seed=0,
+              split="1", provenance={"head": "mine", "digest": digest, "stores": features.stores, "versions": {}})
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import heads
+from features.atomic import Disk, make_folder, write_json
+from features.batches import Features
+from features.errors import DamagedStore, UserError
+from heads.base import Head
+from heads.checkpoint import RESUME, RUN, load_head, read_run, save_head
+from heads.config import BaseConfig, TrainConfig
+from heads.loop import Data, Loop, predict, seeded
+from heads.memory import keep_freed_memory
+from heads.results import measure, write_history, write_predictions
+
+Log = Callable[[str], None]
+METRICS = "metrics.json"
+
+
+def train_run(
+    folder: Path,
+    *,
+    config: BaseConfig,
+    features: Features,
+    labels: Any,
+    train: Any,
+    test: Any,
+    classes: Sequence[str],
+    seed: int,
+    split: str,
+    provenance: Mapping[str, Any],
+    factors: tuple[str, ...] = (),
+    device: str | torch.device = "cpu",
+    log: Log = print,
+) -> dict[str, Any]:
+    """Train the head of `config` in `folder` and return its metrics.
+
+    `labels` stand beside `features.ids`: (V,) class numbers, or (V,C) of 0 and 1 where a video has several. `train` and
+    `test` are numbers of videos. `provenance` goes into run.json as it is; its `digest` is the recipe of the run.
+    """
+    asked = {"digest": provenance["digest"], "seed": seed, "split": split}
+    done = read_run(folder)
+    if done is not None and all(done.get(key) == value for key, value in asked.items()):
+        return _metrics(folder)
+    device = torch.device(device)
+    data = _data(features, labels, train, test, classes, factors, log)
+    data = _on_device(data, device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    make_folder(folder)
+    Disk.remove(folder / RUN)  # from here on the folder is no finished run
+    began = time.perf_counter()
+    with seeded(seed, device=device):
+        head = heads.from_config(config, features.shapes, len(classes)).to(device)
+    history, epochs, best_epoch, seconds = _train(head, config, data, seed, device, folder, provenance["digest"], log)
+    predictions = predict(head, config, data, data.test, device)
+    found = {**measure(predictions, data.classes, factors), "n_train": len(data.train)}
+    save_head(folder, head, kind=config.kind, classes=classes)
+    write_history(folder, history)
+    write_predictions(folder, predictions, data.classes)
+    write_json(folder / METRICS, found)
+    run = {
+        "head": config.kind,
+        **provenance,
+        **asked,
+        "kind": config.kind,
+        "config": config.recipe(),
+        "classes": list(classes),
+        "factors": list(factors),
+        "multi_label": data.multi_label,
+        "shapes": {modality: list(shape) for modality, shape in head.shapes.items()},
+        "parameters": sum(p.numel() for p in head.parameters()),
+        "epochs": epochs,
+        "best_epoch": best_epoch,
+        "seconds": round(seconds or time.perf_counter() - began, 3),
+    }
+    write_json(folder / RUN, run)
+    Disk.remove(folder / RESUME)
+    return found
+
+
+def evaluate_run(
+    folder: Path,
+    *,
+    features: Features,
+    labels: Any,
+    test: Any,
+    classes: Sequence[str],
+    device: str | torch.device = "cpu",
+) -> dict[str, Any]:
+    """Metrics of a finished run on the videos numbered `test`; writes nothing. Refuses other classes or features."""
+    device = torch.device(device)
+    head, run = load_head(folder, classes=classes, device=device)
+    for modality in head.shapes:
+        expected, got = (s.get(modality, {}).get("digest") for s in (run.get("stores", {}), features.stores))
+        if expected and got and expected != got:
+            fix = "test with the features that the run was trained on, or train it again"
+            raise UserError(
+                "another recipe of features", where=f"{folder}: {modality}", expected=expected, got=got, fix=fix
+            )
+    data = _data(features, labels, [], test, classes, tuple(run["factors"]), print)
+    config = heads.HEADS[run["kind"]][1].parse(run["config"], where=str(folder / RUN))
+    found = measure(predict(head, config, data, data.test, device), data.classes, data.factors)
+    return {**found, "n_train": _metrics(folder)["n_train"]}
+
+
+def _train(
+    head: Head, config: BaseConfig, data: Data, seed: int, device: torch.device, folder: Path, digest: str, log: Log
+) -> tuple[list[dict[str, float | None]], int, int, float]:
+    """Gradient steps, or one `fit`. Returns the history, the epochs, the best one and the seconds (0: not counted)."""
+    if head.fitted:
+        head.fit(_fit_batches(head, config, data, device))
+        return [], 0, 0, 0.0
+    train: TrainConfig = getattr(config, "train")  # noqa: B009 - each head that is not fitted has it
+    loop = Loop(head=head, config=config, train=train, data=data, seed=seed, device=device)
+    loop.run(folder, digest, log)
+    return loop.history, len(loop.history), loop.best_epoch, loop.seconds
+
+
+def _fit_batches(
+    head: Head, config: BaseConfig, data: Data, device: torch.device
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]:
+    select = {m: head.test_rows(config.rows(m).train) for m in head.shapes}
+    for videos in torch.split(data.train, 1024):
+        rows, masks = data.features.batch(videos, select, device)
+        yield rows, masks, data.targets(videos)
+
+
+def _data(
+    features: Features, labels: Any, train: Any, test: Any, classes: Sequence[str], factors: tuple[str, ...], log: Log
+) -> Data:
+    """Check everything that a list can get wrong before anything is trained."""
+    numbers = torch.as_tensor(np.asarray(labels))
+    numbers = numbers.bool() if numbers.ndim == 2 else numbers.long()
+    train, test = (torch.as_tensor(np.asarray(index, dtype=np.int64)) for index in (train, test))
+    used = torch.cat([train, test])
+    if len(numbers) != len(features.ids):
+        raise UserError("labels do not fit the videos", expected=f"{len(features.ids)} labels", got=len(numbers))
+    if numbers.ndim == 2 and numbers.shape[1] != len(classes):
+        raise UserError("labels do not fit the classes", expected=f"{len(classes)} columns", got=numbers.shape[1])
+    wrong = used[(numbers[used] < 0) | (numbers[used] >= len(classes))] if numbers.ndim == 1 else used[:0]
+    if len(wrong):
+        video = features.ids[int(wrong[0])]
+        raise UserError(
+            "label not in the class list", where=video, expected=f"0 to {len(classes) - 1}", got=int(numbers[wrong[0]])
+        )
+    both = train[torch.isin(train, test)]
+    if len(both):
+        one = features.ids[int(both[0])]
+        log(f"WARNING: {len(both)} videos are in the training and in the test split, {one} is one")
+    if len(train):
+        train = _trainable(features, numbers, train, classes, log)
+    return Data(features=features, labels=numbers, train=train, test=test, classes=tuple(classes), factors=factors)
+
+
+def _trainable(features: Features, labels: Tensor, train: Tensor, classes: Sequence[str], log: Log) -> Tensor:
+    """The training videos that have rows; every video is tested, but nothing is learnt from one without any."""
+    kept = train[features.has_rows()[train]]
+    if len(kept) < len(train):
+        log(f"{len(train) - len(kept)} training videos without any row are left out")
+    counts = labels[kept].sum(dim=0) if labels.ndim == 2 else labels[kept].bincount(minlength=len(classes))
+    seen = counts > 0
+    if labels.ndim == 1 and int(seen.sum()) < 2:
+        raise UserError("nothing to tell apart", expected="training videos of two classes", got=int(seen.sum()))
+    missing = [name for name, s in zip(classes, seen.tolist(), strict=True) if not s]
+    if missing:
+        log(f"WARNING: {len(missing)} classes have no training video and will never be right: {', '.join(missing[:8])}")
+    return kept
+
+
+def _on_device(data: Data, device: torch.device) -> Data:
+    """Rows live on the GPU where they take less than half of its free memory; else every batch travels."""
+    if device.type != "cuda" or data.features.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return data
+    return Data(**{**data.__dict__, "features": data.features.to(device)})
+
+
+def _metrics(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / METRICS).read_text())
+        return found
+    except (OSError, ValueError) as error:
+        raise DamagedStore(
+            "run lacks its metrics", where=folder / METRICS, got=error, fix="remove run.json and train it again"
+        ) from None

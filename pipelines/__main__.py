@@ -1,0 +1,40 @@
+"""``framepool ...`` and ``python -m pipelines ...``: parse, run, turn every error into one line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from features.errors import FramepoolError
+from pipelines.cli import parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0; 2 the user's mistake; 3 too many videos failed; 1 any other error; 130, 143, 129 by signal."""
+    args = parser().parse_args(arguments)
+    if args.follow_parent:
+        from extract.decoders import die_with_parent
+
+        die_with_parent(signal.SIGTERM, os.getppid())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
+    try:
+        args.run(args)
+    except FramepoolError as error:
+        print(f"framepool: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """Unwind, so that journals are closed and decoders stopped, then exit as the signal's default would say."""
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

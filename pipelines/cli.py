@@ -1,0 +1,93 @@
+"""The command line: names, arguments and help; each command's work is in `pipelines.commands`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands. A command's module is imported only when it runs."""
+    top = argparse.ArgumentParser(
+        prog="framepool", description="Classify video from cached features.", allow_abbrev=False
+    )
+    top.add_argument("--follow-parent", action="store_true", help="end when the parent process ends; for workflows")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, where: str, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        sub.set_defaults(run=_late(where))
+        return sub
+
+    sub = add(
+        "index", "stage_one.index", "read the video list, say what is wrong with it and what the stores will take"
+    )
+    _dataset(sub)
+    sub = add("render", "stage_one.render", "render the clips of a dataset that makes its own")
+    _dataset(sub)
+    _threads(sub)
+    sub = add("extract", "stage_one.extract", "extract features; resumes where it was stopped")
+    _dataset(sub)
+    sub.add_argument(
+        "--extractor", action="append", required=True, metavar="NAME", help="of the config; may be repeated"
+    )
+    sub.add_argument("--shard", type=int, metavar="K", help="only this shard; default: all, then their summary")
+    sub.add_argument("--split", metavar="K", help="for weights that are trained by split; default: the config's first")
+    _threads(sub)
+    sub = add("gather", "stage_one.gather", "check that a store is complete and that few enough videos failed")
+    _dataset(sub)
+    sub.add_argument("--extractor", required=True, metavar="NAME")
+    sub.add_argument("--split", metavar="K")
+    sub = add("train", "stage_two.train", "train and judge a head on cached features; resumes after the last epoch")
+    _dataset(sub)
+    sub.add_argument("--head", required=True, metavar="NAME", help="of the config")
+    sub.add_argument("--split", metavar="K", help="default: the config's first")
+    sub.add_argument("--seed", action="append", type=int, metavar="S", help="may be repeated; default: the config's")
+    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    _threads(sub)
+    sub = add("evaluate", "stage_two.evaluate", "judge a finished run again, from its weights and the features on disk")
+    sub.add_argument("folder", type=Path, metavar="RUN", help="a folder work/DATASET/runs/HEAD-splitK-DIGEST/seedS")
+    sub.add_argument("--device", default="cpu")
+    _threads(sub)
+    sub = add("features", "inventory.features", "list the stores; export, import or prune them")
+    _dataset(sub)
+    sub.add_argument("--export", type=Path, metavar="F.h5", help="write all stores into one HDF5 file")
+    sub.add_argument("--import", type=Path, metavar="F.h5", dest="import_", help="bring in stores that --export wrote")
+    sub.add_argument("--prune", action="store_true", help="remove stores and runs that the config no longer needs")
+    sub.add_argument("--yes", action="store_true", help="prune without asking")
+    sub = add("verify", "stage_one.verify", "check every byte of every shard against its manifest")
+    _dataset(sub)
+    sub.add_argument("--repair", action="store_true", help="extract damaged and missing shards again")
+    _threads(sub)
+    sub = add("models", "inventory.models", "list networks and heads with parameters and MACs")
+    sub.add_argument(
+        "pattern", nargs="*", help="names of timm or torchvision networks, * allowed; default: the papers'"
+    )
+    sub.add_argument("--json", action="store_true", help="machine-readable")
+    add("doctor", "inventory.doctor", "versions, devices, what is missing")
+    sub = add("assemble", "stage_two.assemble", "write results/DATASET: leaderboard, figures, page")
+    _dataset(sub)
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/DATASET")
+    return top
+
+
+def _dataset(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("dataset", metavar="DATASET", help="name of a config/DATASET.yaml")
+
+
+def _threads(sub: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    sub.add_argument("--threads", type=int, default=cores, metavar="N", help="cores to use (default: all, %(default)s)")
+
+
+def _late(where: str) -> Callable[[Any], None]:
+    module, function = where.split(".")
+
+    def run(args: argparse.Namespace) -> None:
+        getattr(import_module(f"pipelines.commands.{module}"), function)(args)
+
+    return run

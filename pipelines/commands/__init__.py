@@ -1,0 +1,1 @@
+"""What each command does; one module a stage. Called by `pipelines.cli` with the parsed arguments."""

@@ -1,0 +1,192 @@
+"""features, models, doctor: what there is.
+
+framepool features ucf6 --export ucf6.h5
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from argparse import Namespace
+from fnmatch import fnmatchcase
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from features.atomic import Disk, Lock
+from features.errors import UserError, nearest
+from features.manifest import Manifest, read_manifest, shards
+from features.outcome import counts
+from pipelines import plan as plans
+from pipelines.plan import Plan
+
+
+def features(args: Namespace) -> None:
+    """List stores, or export, import, prune."""
+    plan = plans.of(args.dataset)
+    folder = plan.work / "features"
+    if args.export is not None:
+        from features.hdf5 import export_stores
+
+        count = export_stores(args.export, [s.folder for s in plan.stores() if s.folder.is_dir()])
+        print(f"{args.export}: {count} shards, {args.export.stat().st_size} bytes")
+    elif args.import_ is not None:
+        from features.hdf5 import import_stores
+
+        needed = {store.name for store in plan.stores()}
+        for store, shard, new in import_stores(args.import_, folder):
+            note = "" if store in needed else " (no extractor of this config makes it)"
+            print(f"{store} shard {shard}: {'imported' if new else 'is there already'}{note}")
+    elif args.prune:
+        _prune(plan, args.yes)
+    else:
+        _list(plan, folder)
+
+
+def _list(plan: Plan, folder: Path) -> None:
+    needed = {store.name for store in plan.stores()}
+    there = {p.name for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else set()
+    for name in sorted(needed | there):
+        manifests = [read_manifest(folder / name, shard) for shard in shards(folder / name)]
+        state = f"{len(manifests)} of {plan.shard_count} shards" if name in needed else "not needed by the config"
+        size = sum(m.bytes for m in manifests)
+        print(f"{name}: {state}, {sum(m.rows for m in manifests)} rows, {size / 1e6:.1f} MB")
+        if manifests:
+            first = manifests[0]
+            print(f"  row {'x'.join(map(str, first.row_shape))} {first.dtype}; {_statistics(manifests)}")
+            print(f"  outcomes {counts(o for m in manifests for o in m.outcomes)}")
+            print(f"  recipe {json.dumps(first.recipe, sort_keys=True)}")
+
+
+def _statistics(manifests: list[Manifest]) -> str:
+    rows = max(1, sum(m.rows for m in manifests))
+    mean = sum(m.statistics["mean"] * m.rows for m in manifests) / rows
+    text = f"mean {mean:.4g}, largest {max(m.statistics['max_abs'] for m in manifests):.4g}"
+    error = manifests[0].statistics.get("relative_error")
+    return text + (f", relative error of its precision {error:.4g}" if error is not None else "")
+
+
+def _prune(plan: Plan, yes: bool) -> None:
+    needed = {s.folder for s in plan.stores()} | {r.folder for r in plan.runs()}
+    places = [plan.work / "features", plan.work / "runs"]
+    extra = sorted(p for place in places if place.is_dir() for p in place.iterdir() if p.is_dir() and p not in needed)
+    if not extra:
+        print(f"{plan.dataset}: nothing to prune")
+        return
+    for path in extra:
+        size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+        print(f"{path}: {size / 1e6:.1f} MB")
+    if not yes and input("remove these? [y/N] ").strip().lower() not in ("y", "yes"):
+        print("nothing removed")
+        return
+    for path in extra:
+        for shard in shards(path):
+            with Lock(path / f"{shard:05d}.lock"):
+                pass  # somebody who is writing holds it, and that is an error that names them
+        Disk.remove(path)
+    print(f"{len(extra)} folders removed")
+
+
+def models(args: Namespace) -> None:
+    """Networks that match the patterns (default: those of the papers), and all heads."""
+    networks, found = _networks(args.pattern), _heads()
+    if args.json:
+        print(json.dumps({"networks": networks, "heads": found}, indent=1))
+        return
+    print(f"{'network':<28}{'library':<13}{'parameters':>13}{'MACs':>10}{'features':>10}  input")
+    for n in networks:
+        size = "x".join(map(str, n["input"]))
+        print(
+            f"{n['name']:<28}{n['library']:<13}{n['parameters']:>13,}{n['macs'] / 1e9:>9.3f}G"
+            f"{n['features']:>10}  {size}"
+        )
+    print(f"\n{'head':<28}{'':<13}{'parameters':>13}{'MACs':>10}  on one video of")
+    for h in found:
+        print(f"{h['name']:<28}{'':<13}{h['parameters']:>13,}{h['macs'] / 1e6:>9.3f}M  {h['on']}")
+
+
+def _networks(patterns: list[str]) -> list[dict[str, Any]]:
+    from extract.networks import Library, NetworkError, names
+    from extract.networks.describe import PAPERS, describe
+
+    wanted = list(PAPERS)
+    if patterns:
+        libraries: tuple[Library, ...] = ("timm", "torchvision")
+        known = [(name, library) for library in libraries for name in names(library)]
+        wanted = [pair for pattern in patterns for pair in known if fnmatchcase(pair[0], pattern)]
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name, _ in known):
+                raise UserError("no such network", got=pattern, fix=nearest(pattern, [n for n, _ in known]))
+    found = []
+    for name, library in wanted:
+        try:
+            found.append(describe(name, library))
+        except NetworkError as error:
+            print(f"framepool: {name}: {error}", file=sys.stderr)
+    return found
+
+
+def _heads() -> list[dict[str, Any]]:
+    import torch
+
+    import heads
+    from extract.networks.describe import macs, parameters
+
+    rows, classes, dim, side = 25, 400, 2048, 224
+    found = []
+    for name in heads.HEADS:
+        with torch.device("meta"):
+            maps = name == "tsn"
+            shape = (side, side, 3) if maps else (dim,)
+            network = {"network": {"name": "resnet50"}} if maps else {}
+            head = heads.build(name, {"rgb": shape}, classes, **network).eval()
+            features = {"rgb": torch.empty((1, rows, *shape), dtype=torch.uint8 if maps else torch.float32)}
+            masks = {"rgb": torch.ones((1, rows), dtype=torch.bool)}
+            count = macs(head, features, masks)
+        on = f"{rows} rows of {'x'.join(map(str, shape))}, {classes} classes" + (", resnet50" if maps else "")
+        found.append({"name": name, "parameters": parameters(head), "macs": count, "on": on})
+    return found
+
+
+def doctor(_: Namespace) -> None:
+    """Print versions, devices and what is missing; exit 1 where something needed is not there."""
+    missing = []
+    for package in (
+        "torch",
+        "torchvision",
+        "timm",
+        "openvino",
+        "av",
+        "zarr",
+        "h5py",
+        "numpy",
+        "scikit-learn",
+        "snakemake",
+    ):
+        try:
+            print(f"{package:<14}{version(package)}")
+        except PackageNotFoundError:
+            print(f"{package:<14}not installed")
+            missing.append(package)
+    import torch
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"{'python':<14}{sys.version.split()[0]}\n{'cores':<14}{cores}")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"{'CUDA':<14}{', '.join(gpus) or 'no device: extractors and heads run on the CPU'}")
+    try:
+        import openvino
+
+        core = openvino.Core()
+        print(f"{'OpenVINO CPU':<14}{core.get_property('CPU', 'FULL_DEVICE_NAME')}")
+        print(f"{'':<14}{', '.join(core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'))}")
+    except (ImportError, RuntimeError) as error:
+        print(f"{'OpenVINO CPU':<14}not usable: {error}")
+        missing.append("openvino's CPU device")
+    disk = shutil.disk_usage(Path())
+    print(f"{'disk here':<14}{disk.free / 1e9:.1f} GB free of {disk.total / 1e9:.1f} GB")
+    if missing:
+        raise UserError("something is missing", got=", ".join(missing), fix="make the environment anew with `make`")
+    print("nothing is missing")

@@ -1,0 +1,165 @@
+"""train, evaluate, assemble: from complete stores to results/<dataset>.
+
+framepool train ucf6 --head attention_cluster --split 1 && framepool assemble ucf6
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.atomic import write_json
+from features.errors import UserError
+from features.recipe import digest
+from features.videolist import VideoList
+from pipelines import plan as plans
+from pipelines.plan import Plan
+
+PACKAGES = ("torch", "torchvision", "timm", "openvino", "av", "zarr", "numpy", "scikit-learn", "snakemake")
+
+
+def train(args: Namespace) -> None:
+    """Every seed of a head on a split; what is finished is not trained again."""
+    import torch
+
+    from features.batches import Features
+    from heads.training import train_run
+
+    start = time.monotonic()
+    torch.set_num_threads(args.threads)
+    run = plans.of(args.dataset).run(args.head, args.split or plans.of(args.dataset).config.splits[0])
+    plan, config = run.plan, run.plan.config
+    contents = {m: _summary(store.summary)["contents"] for m, store in run.stores.items()}
+    videos, train_set, test_set, labels = _split(plan, run.split)
+    print(f"{run.name}: {len(train_set)} train, {len(test_set)} test videos, {len(videos.classes)} classes", flush=True)
+    features = Features.open({m: s.folder for m, s in run.stores.items()}, [v.id for v in videos.videos])
+    print(f"  features in memory after {time.monotonic() - start:.1f} s", flush=True)
+    found = {}
+    for seed in args.seed or run.seeds:
+        found[seed] = train_run(
+            run.folder / f"seed{seed}",
+            config=config.heads[run.head],
+            features=features,
+            labels=labels,
+            train=train_set,
+            test=test_set,
+            classes=videos.classes,
+            seed=seed,
+            split=run.split,
+            factors=config.factors,
+            device=args.device,
+            provenance={
+                "dataset": plan.dataset,
+                "head": run.head,
+                "recipe": run.digest,
+                "digest": digest([run.digest, contents, [videos.videos[v].id for v in test_set]]),
+                "stores": features.stores,
+                "versions": versions(),
+            },
+            log=lambda text: print(f"  {text}", flush=True),
+        )
+        print(f"  seed {seed}: {_in_short(found[seed])} after {time.monotonic() - start:.1f} s", flush=True)
+    if set(run.seeds) <= found.keys():
+        write_json(run.folder / "trained.json", {"run": run.name, "metrics": {str(s): m for s, m in found.items()}})
+
+
+def evaluate(args: Namespace) -> None:
+    """Judge a finished run from its weights; prints the metrics as JSON."""
+    import torch
+
+    from features.batches import Features
+    from heads.training import evaluate_run
+
+    torch.set_num_threads(args.threads)
+    path = args.folder / "run.json"
+    if not path.is_file():
+        fix = "name a folder work/DATASET/runs/HEAD-splitK-DIGEST/seedS of a finished run"
+        raise UserError("not a finished run", where=args.folder, expected="a run.json in it", fix=fix)
+    record = json.loads(path.read_bytes())
+    plan = plans.of(record["dataset"])
+    videos, _, test_set, labels = _split(plan, record["split"])
+    stores = {m: plan.work / "features" / store["store"] for m, store in record["stores"].items()}
+    features = Features.open(stores, [v.id for v in videos.videos])
+    metrics = evaluate_run(
+        args.folder, features=features, labels=labels, test=test_set, classes=videos.classes, device=args.device
+    )
+    shown = {k: v for k, v in metrics.items() if k not in ("confusion", "per_class")}
+    print(json.dumps(shown, indent=1, sort_keys=True))
+
+
+def assemble(args: Namespace) -> None:
+    """Write the results folder from finished runs and stores; the only command that writes there."""
+    from pipelines.report import assemble as write_results
+
+    plan = plans.of(args.dataset)
+    runs = plan.runs()
+    missing = [run for run in runs if not Path(run.summary).is_file()]
+    if missing:
+        fix = f"run `framepool train {plan.dataset} --head {missing[0].head} --split {missing[0].split}`"
+        raise UserError("a head is not trained yet", where=missing[0].folder, fix=fix)
+    write_results(
+        args.out or plan.results,
+        dataset=plan.dataset,
+        title=plan.config.title,
+        runs=[run.folder / f"seed{seed}" for run in runs for seed in run.seeds],
+        stores=[store.folder for store in plan.stores()],
+        videos=plan.videos,
+        splits=plan.config.splits,
+        factors=plan.config.factors,
+        plan_info=_plan_info(plan),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions that can matter to a number."""
+    return {"python": platform.python_version(), "framepool": version("framepool"), **{p: version(p) for p in PACKAGES}}
+
+
+def _split(plan: Plan, split: str) -> tuple[VideoList, Sequence[int], Sequence[int], npt.NDArray[Any]]:
+    """The list, the numbers of its training and test videos, and the labels (V,), or (V, C) of 0 and 1."""
+    videos = plan.videos
+    column = videos.splits.index(split)
+    sides = {s: [n for n, v in enumerate(videos.videos) if v.splits[column] == s] for s in ("train", "test")}
+    for side, numbers in sides.items():
+        if not numbers:
+            raise UserError("empty split", where=f"{plan.dataset} split {split}", expected=f"{side} videos", got="none")
+    if videos.multi_label:
+        labels = np.zeros((len(videos.videos), len(videos.classes)), np.int64)
+        for number, video in enumerate(videos.videos):
+            labels[number, list(video.labels)] = 1
+    else:
+        labels = np.array([video.labels[0] for video in videos.videos])
+    return videos, sides["train"], sides["test"], labels
+
+
+def _summary(path: str) -> Any:
+    if not Path(path).is_file():
+        fix = "run `framepool extract` for its extractor"
+        raise UserError("features are not complete", where=Path(path).parent, expected="a store.json in it", fix=fix)
+    return json.loads(Path(path).read_bytes())
+
+
+def _in_short(metrics: dict[str, Any]) -> str:
+    names = [n for n in ("top1", "top5", "mean_class", "map") if metrics.get(n) is not None]
+    return ", ".join(f"{n} {100 * metrics[n]:.2f} %" for n in names)
+
+
+def _plan_info(plan: Plan) -> dict[str, Any]:
+    return {
+        "config": plan.config.model_dump(mode="json"),
+        "command": f"snakemake --cores N results/{plan.dataset}",
+        "assembled_with": sys.version.split()[0],
+        "versions": versions(),
+        "stores": [{"name": s.name, "digest": s.digest} for s in plan.stores()],
+        "runs": [{"name": r.name, "digest": r.digest} for r in plan.runs()],
+    }

@@ -1,0 +1,92 @@
+"""A dataset: one YAML file in ``config/``, validated here. Science only; threads and machines belong to ``profiles/``.
+
+dataset = load("demo")                           # config/demo.yaml
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, PositiveInt, StringConstraints, model_validator
+
+from extract.config import ExtractorConfig, FromRun, Rgb
+from features.errors import UserError, nearest
+from features.recipe import Config
+from features.videolist.config import VideoSource
+from heads.config import HeadConfig, TsnConfig
+
+CONFIGS = Path("config")
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
+
+
+class Rendered(Config):
+    """Clips that the workflow renders itself, `count` of them, under ``work/<dataset>/videos/``."""
+
+    format: Literal["rendered"]
+    generator: Literal["demo"]
+    count: PositiveInt
+
+
+class Dataset(Config):
+    """Where the videos and annotations are, the extractors, the heads, and how they are judged."""
+
+    title: str
+    videos: Annotated[Rendered | VideoSource, Field(discriminator="format")]
+    splits: tuple[str, ...] = Field(("1",), min_length=1, description="splits of the list to train and test on")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="each head is trained once with each")
+    factors: tuple[str, ...] = Field((), description="names of the parts of a class name such as 3-left-low")
+    shard_size: PositiveInt = 256
+    max_bad_share: float = Field(0.05, ge=0, le=1, description="share of failed videos above which the run stops")
+    extractors: dict[Name, ExtractorConfig] = Field(min_length=1)
+    heads: dict[Name, HeadConfig] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Self:
+        for name, head in self.heads.items():
+            for modality in head.features:
+                if modality not in self.extractors:
+                    raise ValueError(f"an extractor's name in heads.{name}.features, not {modality!r}")
+        for name, extractor in self.extractors.items():
+            run = trainer(extractor)
+            if run is not None and not isinstance(self.heads.get(run), TsnConfig):
+                raise ValueError(f"the name of a tsn head in extractors.{name}.network.weights.run, not {run!r}")
+        for name in self.extractors:
+            self._no_circle(name, ())
+        return self
+
+    def _no_circle(self, extractor: str, above: tuple[str, ...]) -> None:
+        if extractor in above:
+            raise ValueError(f"extractors that do not wait for each other, not {' <- '.join((*above, extractor))}")
+        run = trainer(self.extractors[extractor])
+        for modality in self.heads[run].features if run else ():
+            self._no_circle(modality, (*above, extractor))
+
+
+def trainer(extractor: Any) -> str | None:
+    """The head whose run makes the weights of `extractor`, if any."""
+    weights = extractor.network.weights if isinstance(extractor, Rgb) else None
+    return weights.run if isinstance(weights, FromRun) else None
+
+
+def datasets() -> list[str]:
+    """Names of the configs that are there."""
+    return sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+
+
+def config_path(name: str) -> Path:
+    """Where a dataset's config is."""
+    return CONFIGS / f"{name}.yaml"
+
+
+def load(name: str) -> Dataset:
+    """Read and validate ``config/<name>.yaml``. Raises `UserError` with the place in the file."""
+    path = config_path(name)
+    if not path.is_file():
+        raise UserError("unknown dataset", where=path, expected="a config", got=name, fix=nearest(name, datasets()))
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError("not YAML", where=path, got=str(error).replace("\n", " ")) from None
+    return Dataset.parse(data, str(path))

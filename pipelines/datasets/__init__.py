@@ -1,0 +1,1 @@
+"""Datasets that the workflow renders for itself: no download, known truth."""

@@ -1,0 +1,304 @@
+"""What has to be made for a dataset, and where it goes: stores, shards, runs. The Snakefile asks nothing else.
+
+Pure functions of the config, the annotation files and what lies on disk; imports neither torch nor openvino, so that a
+list of 300,000 videos is planned in seconds.
+
+    plan = of("ucf6")
+    plan.stores()[0].manifests                       # work/ucf6/features/rgb-0123abcd/00000.json, ...
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from extract.config import FromRun, Rgb, recipe
+from features import videolist
+from features.errors import UserError, nearest
+from features.manifest import manifest_path
+from features.recipe import digest, file_sha256
+from features.videolist import Video, VideoList
+from heads.config import NUMERICS, RidgeConfig, TsnConfig
+from pipelines.config import Dataset, Rendered, config_path, load, trainer
+from pipelines.datasets import demo
+
+WORK = Path("work")
+RESULTS = Path("results")
+
+
+@dataclass(frozen=True)
+class Store:
+    """One extractor's store; per split where its weights are trained on the split."""
+
+    plan: Plan
+    extractor: str
+    split: str | None
+    recipe: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return digest(self.recipe)
+
+    @property
+    def name(self) -> str:
+        return f"{self.extractor}-{self.digest[:8]}"
+
+    @property
+    def folder(self) -> Path:
+        return self.plan.work / "features" / self.name
+
+    @property
+    def manifests(self) -> list[str]:
+        """The files that stand for the store's shards."""
+        return [str(manifest_path(self.folder, shard)) for shard in range(self.plan.shard_count)]
+
+    @property
+    def summary(self) -> str:
+        """The file that says that all shards are there and few enough videos failed."""
+        return str(self.folder / "store.json")
+
+    @property
+    def arguments(self) -> str:
+        """How the command line names this store."""
+        return f"--extractor {self.extractor}" + (f" --split {shlex.quote(self.split)}" if self.split else "")
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs a job of it takes."""
+        config = self.plan.config.extractors[self.extractor]
+        return int(isinstance(config, Rgb) and config.device == "cuda")
+
+    @property
+    def trained_by(self) -> Run | None:
+        """The run that makes the weights."""
+        head = trainer(self.plan.config.extractors[self.extractor])
+        return self.plan.run(head, self.split or "") if head else None
+
+    @property
+    def weights(self) -> Path | str | None:
+        """Where the weights are: a file, ``DEFAULT``, or None for an extractor without a network."""
+        config = self.plan.config.extractors[self.extractor]
+        if (run := self.trained_by) is not None:
+            return run.folder / f"seed{run.seeds[0]}" / "network.safetensors"
+        return config.network.weights if isinstance(config, Rgb) else None  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One head on one split, with all its seeds."""
+
+    plan: Plan
+    head: str
+    split: str
+    recipe: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return digest(self.recipe)
+
+    @property
+    def name(self) -> str:
+        return f"{self.head}-split{self.split}-{self.digest[:8]}"
+
+    @property
+    def folder(self) -> Path:
+        return self.plan.work / "runs" / self.name
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One where the head has no chance in it."""
+        seeds = self.plan.config.seeds
+        return seeds[:1] if isinstance(self.plan.config.heads[self.head], RidgeConfig) else seeds
+
+    @property
+    def arguments(self) -> str:
+        """How the command line names this run, all seeds."""
+        seeds = "".join(f" --seed {seed}" for seed in self.seeds)
+        return f"--head {self.head} --split {shlex.quote(self.split)}{seeds}"
+
+    @property
+    def summary(self) -> str:
+        """The file that says that every seed is trained and judged."""
+        return str(self.folder / "trained.json")
+
+    @property
+    def stores(self) -> dict[str, Store]:
+        """The store that each modality comes from."""
+        return {m: self.plan.store(m, self.split) for m in self.plan.config.heads[self.head].features}
+
+
+class Plan:
+    """All stores, shards and runs of a dataset."""
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset, self.config = dataset, load(dataset)
+        self.work = WORK / dataset
+        self.results = RESULTS / dataset
+
+    @property
+    def rendered(self) -> bool:
+        """Whether the workflow makes the videos itself."""
+        return isinstance(self.config.videos, Rendered)
+
+    @property
+    def root(self) -> Path:
+        """The folder that the list's paths are under."""
+        source = self.config.videos
+        return self.work / "videos" if isinstance(source, Rendered) else source.root
+
+    @property
+    def list_file(self) -> Path:
+        """The list as it stands, in the order that the shards follow."""
+        return self.work / "videos.csv"
+
+    @property
+    def annotations(self) -> list[str]:
+        """The files that the list is read from."""
+        source = self.config.videos
+        if isinstance(source, Rendered):
+            return [str(self.work / "rendered.json")]
+        return [str(path) for path in videolist.annotation_files(source)]
+
+    @cached_property
+    def videos(self) -> VideoList:
+        """The list: annotations, after the videos that were there before, with the paths found on disk."""
+        source = self.config.videos
+        if isinstance(source, Rendered):
+            found = demo.videolist(source.count)
+        else:
+            found = videolist.read(source)
+        if self.list_file.is_file():
+            found = videolist.append(videolist.load(self.list_file), found)
+        missing = [split for split in self.config.splits if split not in found.splits]
+        if missing:
+            where = f"{config_path(self.dataset)}: $.splits"
+            expected = f"splits of the list ({', '.join(found.splits)})"
+            raise UserError(
+                "unknown split", where=where, expected=expected, got=missing[0], fix=nearest(missing[0], found.splits)
+            )
+        return found if self.rendered else videolist.resolve(found, self.root)
+
+    @property
+    def shard_count(self) -> int:
+        return -(-len(self.videos.videos) // self.config.shard_size)
+
+    @property
+    def token(self) -> str:
+        """Changes when the list does: its videos, the files that were found, labels, splits and classes."""
+        return digest([self.videos.videos, self.videos.classes, self.videos.splits])[:16]
+
+    def shard_videos(self, shard: int) -> Sequence[Video]:
+        """The slice of the list that is shard number `shard`."""
+        size = self.config.shard_size
+        return self.videos.videos[shard * size : (shard + 1) * size]
+
+    def shard_token(self, shard: int) -> str:
+        """Changes when a job for the shard has something to do: its ids, paths, and the files' sizes and times."""
+        made = demo.NUMERICS if self.rendered else 0
+        return digest([made, *([v.id, v.path, *self._stat.get(v.path, ())] for v in self.shard_videos(shard))])[:16]
+
+    @cached_property
+    def _stat(self) -> dict[str, tuple[int, int]]:
+        """Size and time of every file of the list, one pass a folder; rendered clips follow a seed instead."""
+        if self.rendered:
+            return {}
+        found = {}
+        for folder in {os.path.dirname(v.path) for v in self.videos.videos if v.path}:
+            with os.scandir(self.root / folder) as entries:
+                for entry in entries:
+                    info = entry.stat()
+                    found[f"{folder}/{entry.name}" if folder else entry.name] = (info.st_size, info.st_mtime_ns)
+        return found
+
+    @lru_cache  # noqa: B019 (a plan lives as long as the process)
+    def store(self, extractor: str, split: str | None = None) -> Store:
+        """The store of an extractor, as the heads of `split` read it."""
+        config = self._named("extractors", extractor)
+        head = trainer(config)
+        if head is not None:
+            run = self.run(head, split or self.config.splits[0])
+            weights: str | None = f"run {run.digest} seed {run.seeds[0]}"
+            return Store(self, extractor, run.split, recipe(config, weights))
+        weights = (
+            _weights_digest(config.network.weights, f"extractors.{extractor}") if isinstance(config, Rgb) else None
+        )
+        return Store(self, extractor, None, recipe(config, weights))
+
+    @lru_cache  # noqa: B019
+    def run(self, head: str, split: str) -> Run:
+        """The run of a head on a split. Its digest is known before anything is trained."""
+        config = self._named("heads", head)
+        if split not in self.config.splits:
+            raise UserError(
+                "unknown split", where=config_path(self.dataset), got=split, fix=nearest(split, self.config.splits)
+            )
+        column = self.videos.splits.index(split)
+        train = [[v.id, v.labels] for v in self.videos.videos if v.splits[column] == "train"]
+        value = {
+            "head": config.recipe(),
+            "numerics": NUMERICS[config.kind],
+            "stores": {m: self.store(m, split).digest for m in config.features},
+            "classes": self.videos.classes,
+            "train": digest(train),
+            "split": split,
+        }
+        if isinstance(config, TsnConfig) and config.network.weights is not None:
+            value["weights"] = _weights_digest(config.network.weights, f"heads.{head}")
+        return Run(self, head, split, value)
+
+    def stores(self) -> list[Store]:
+        """Every store that the dataset needs."""
+        found = [self.store(e, s) for e in self.config.extractors for s in self.config.splits]
+        return list({store.name: store for store in found}.values())
+
+    def runs(self) -> list[Run]:
+        """Every run that the dataset needs."""
+        return [self.run(head, split) for head in self.config.heads for split in self.config.splits]
+
+    def store_named(self, name: str) -> Store:
+        """The store in the folder `name`."""
+        return next(store for store in self.stores() if store.name == name)
+
+    def run_named(self, name: str) -> Run:
+        """The run in the folder `name`."""
+        return next(run for run in self.runs() if run.name == name)
+
+    def _named(self, kind: str, name: str) -> Any:
+        known = getattr(self.config, kind)
+        if name not in known:
+            where = f"{config_path(self.dataset)}: $.{kind}"
+            raise UserError(f"unknown {kind[:-1]}", where=where, got=name, fix=nearest(name, known))
+        return known[name]
+
+
+@lru_cache
+def of(dataset: str) -> Plan:
+    """The plan of a dataset, made once."""
+    return Plan(dataset)
+
+
+def requested(targets: Iterable[str]) -> list[Plan]:
+    """The plans of the datasets that ``results/<dataset>`` targets name, checked whole: the config, the annotation
+    files, the weights. Raises `UserError`."""
+    parts = [Path(target).parts for target in targets]
+    plans = [of(part[1]) for part in parts if len(part) == 2 and part[0] == str(RESULTS)]
+    for plan in plans:
+        plan.runs()
+    return plans
+
+
+def _weights_digest(weights: FromRun | Path | str, where: str) -> str:
+    if isinstance(weights, FromRun) or weights == "DEFAULT":
+        return "DEFAULT"
+    path = Path(weights)
+    if not path.is_file():
+        raise UserError("weights are not there", where=f"$.{where}.network.weights", expected="a file", got=path)
+    return file_sha256(path)
+
+
+__all__ = ["Dataset", "Plan", "Run", "Store", "of", "requested"]

@@ -1,0 +1,179 @@
+"""Finished runs read back, and what they say together: a score is the mean over splits of the mean over seeds.
+
+heads = by_head(read_run(folder) for folder in folders)
+heads[0].score("top1"), heads[0].deviation("top1")
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from features.errors import DamagedStore
+
+# What a leaderboard may show of metrics.json, in this order; the first that is there ranks the heads.
+METRICS: Final = {"top1": "top-1", "map": "mAP", "map_unlabelled_last": "mAP, unlabelled last", "top5": "top-5"}
+METRICS_LAST: Final = {"mean_class": "mean of classes"}
+FIX: Final = "run `framepool train` for it again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One head, split and seed."""
+
+    folder: Path
+    record: dict[str, Any]  # run.json
+    metrics: dict[str, Any]  # metrics.json
+    history: dict[str, list[float | None]]  # column -> a number an epoch; empty where the head is fitted in one go
+
+    @property
+    def head(self) -> str:
+        return str(self.record["head"])
+
+    @property
+    def split(self) -> str:
+        return str(self.record["split"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.record["seed"])
+
+    def value(self, metric: str) -> float | None:
+        """A metric by name; ``factors.digit`` is one inside of another."""
+        found: Any = self.metrics
+        for part in metric.split(".", 1):
+            found = found.get(part) if isinstance(found, dict) else None
+        return None if found is None else float(found)
+
+
+@dataclass(frozen=True)
+class Head:
+    """All runs of one head."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def name(self) -> str:
+        return self.runs[0].head
+
+    @property
+    def kind(self) -> str:
+        return str(self.runs[0].record["kind"])
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return tuple(self.runs[0].record["stores"])
+
+    @property
+    def parameters(self) -> int:
+        return int(self.runs[0].record["parameters"])
+
+    @property
+    def seconds(self) -> float:
+        """Training time of one run, in the mean."""
+        return statistics.fmean(run.record["seconds"] for run in self.runs)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(run.split for run in self.runs))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({run.seed for run in self.runs}))
+
+    def score(self, metric: str) -> float | None:
+        """Unweighted mean of the splits."""
+        return mean(self.split_score(metric, split) for split in self.splits)
+
+    def split_score(self, metric: str, split: str) -> float | None:
+        """Mean over the seeds."""
+        return mean(run.value(metric) for run in self.runs if run.split == split)
+
+    def seed_score(self, metric: str, seed: int) -> float | None:
+        """Mean over the splits."""
+        return mean(run.value(metric) for run in self.runs if run.seed == seed)
+
+    def deviation(self, metric: str) -> float | None:
+        """Standard deviation over the seeds, each the mean of its splits; None for a single seed."""
+        found = [score for seed in self.seeds if (score := self.seed_score(metric, seed)) is not None]
+        return statistics.stdev(found) if len(found) > 1 else None
+
+    @cached_property
+    def confusion(self) -> npt.NDArray[np.int64] | None:
+        """(C, C) true, predicted: the test videos of all splits and seeds; None where videos have several labels."""
+        found = [run.metrics["confusion"] for run in self.runs if "confusion" in run.metrics]
+        return np.sum([np.array(c, np.int64) for c in found], axis=0) if found else None
+
+    @cached_property
+    def per_class(self) -> dict[str, float | None]:
+        """Of each class the mean over splits and seeds."""
+        shares = [run.metrics["per_class"] for run in self.runs]
+        return {name: mean(share.get(name) for share in shares) for name in shares[0]}
+
+
+def read_run(folder: Path) -> Run:
+    """A finished run. Raises `DamagedStore` where a file of it is missing or broken."""
+    record, metrics = (_json(folder / name) for name in ("run.json", "metrics.json"))
+    run = Run(folder=folder, record=record, metrics=metrics, history=_history(folder / "history.csv"))
+    lacking = {"head", "kind", "split", "seed", "stores", "parameters", "seconds", "classes"} - record.keys()
+    if lacking or not isinstance(metrics.get("per_class"), dict):
+        got = f"no {min(lacking)}" if lacking else "no per_class in metrics.json"
+        raise DamagedStore("run is not complete", where=folder, got=got, fix=FIX)
+    return run
+
+
+def by_head(runs: Iterable[Run]) -> list[Head]:
+    """One `Head` for all runs of the same name, the best first by the ranking metric."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.head, []).append(run)
+    heads = [Head(tuple(sorted(group, key=lambda run: (run.split, run.seed)))) for group in found.values()]
+    metric = ranking(heads)
+    return sorted(heads, key=lambda head: -(head.score(metric) or 0.0))
+
+
+def metric_names(heads: Sequence[Head], factors: Sequence[str]) -> dict[str, str]:
+    """The metrics that the runs have, each with its title: the ranking one first, factors last."""
+    known = {**METRICS, **METRICS_LAST, **{f"factors.{factor}": factor for factor in factors}}
+    return {key: title for key, title in known.items() if any(head.score(key) is not None for head in heads)}
+
+
+def ranking(heads: Sequence[Head]) -> str:
+    """The metric that ranks the heads."""
+    return next((key for key in METRICS if any(head.score(key) is not None for head in heads)), "top1")
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of the values that exist."""
+    found = [value for value in values if value is not None]
+    return statistics.fmean(found) if found else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DamagedStore("run is not complete", where=path, got=error, fix=FIX) from None
+    if not isinstance(value, dict):
+        raise DamagedStore("run is not complete", where=path, expected="a JSON object", fix=FIX)
+    return value
+
+
+def _history(path: Path) -> dict[str, list[float | None]]:
+    if not path.exists():
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            rows = list(csv.DictReader(stream))
+        return {key: [float(row[key]) if row[key] else None for row in rows] for key in (rows[0] if rows else ())}
+    except (OSError, ValueError, TypeError) as error:
+        raise DamagedStore("damaged history", where=path, got=error, fix=FIX) from None

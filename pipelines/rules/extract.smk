@@ -1,0 +1,59 @@
+# Stage one. A job is a shard; the manifest is the tracked file, and the shard beside it resumes by itself.
+
+
+rule render:
+    output:
+        "work/{dataset}/rendered.json",
+    log:
+        "work/{dataset}/logs/render.log",
+    threads: 16
+    shell:
+        "framepool render {wildcards.dataset} --threads {threads} > {log:q} 2>&1"
+
+
+rule index:
+    input:
+        annotations,
+    output:
+        update("work/{dataset}/videos.csv"),
+    log:
+        "work/{dataset}/logs/index.log",
+    params:
+        list=list_token,
+    shell:
+        "framepool index {wildcards.dataset} > {log:q} 2>&1"
+
+
+rule extract:
+    input:
+        videos=ancient("work/{dataset}/videos.csv"),
+        weights=weights_of,
+    output:
+        "work/{dataset}/features/{store}/{shard}.json",
+    log:
+        "work/{dataset}/logs/{store}/{shard}.log",
+    benchmark:
+        "work/{dataset}/benchmarks/{store}/{shard}.tsv"
+    threads: 4
+    resources:
+        mem_mb=lambda wildcards, attempt: 4000 * attempt,
+        gpu=device_count,
+    params:
+        videos=shard_token,
+        arguments=store_arguments,
+    shell:
+        "framepool extract {wildcards.dataset} {params.arguments}"
+        " --shard $((10#{wildcards.shard})) --threads {threads} > {log:q} 2>&1"
+
+
+rule gather:
+    input:
+        manifests_of,
+    output:
+        "work/{dataset}/features/{store}/store.json",
+    log:
+        "work/{dataset}/logs/{store}/gather.log",
+    params:
+        arguments=store_arguments,
+    shell:
+        "framepool gather {wildcards.dataset} {params.arguments} > {log:q} 2>&1"

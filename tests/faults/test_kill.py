@@ -1,0 +1,153 @@
+"""F01, F03, F06, F17: whatever is killed and whenever, the same command ends in the same bytes."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from extract.shard import extract_shard
+from features.atomic import Disk
+from features.errors import Busy
+from tests.faults import world
+
+
+def kill_and_resume(folder: Path, tmp: Path, kills: int, seed: int) -> tuple[int, int]:
+    """Kill the job until `kills` kills have hit, resuming after each; every finished shard is compared."""
+    whole, chance = world.contents(folder / "undisturbed"), random.Random(seed)
+    done = finished = resumed = 0
+    began = time.monotonic()
+    world.run(folder, tmp / "timing").communicate()
+    seconds = time.monotonic() - began
+    store = tmp / "store0"
+    while done < kills:
+        process = world.run(folder, store)
+        try:
+            _, errors = process.communicate(timeout=chance.uniform(0.2, 1.05) * seconds)
+        except Exception:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            done += 1
+            resumed += (store / "00000.partial" / "journal.jsonl").exists()
+            world.check(store, world.task(folder))
+            continue
+        assert process.returncode == 0, errors.decode()
+        assert world.contents(store) == whole
+        finished += 1
+        store = tmp / f"store{finished}"
+    process = world.run(folder, store)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()
+    assert world.contents(store) == whole
+    return finished + 1, resumed
+
+
+def test_twenty_kills_at_random_moments_end_in_the_same_bytes(small_world: Path, tmp_path: Path) -> None:
+    _, resumed = kill_and_resume(small_world, tmp_path, kills=20, seed=1)
+    assert resumed >= 3, "too few kills fell into the work itself for this test to mean anything"
+
+
+@pytest.mark.slow
+def test_two_hundred_kills(small_world: Path, tmp_path: Path) -> None:
+    kill_and_resume(small_world, tmp_path, kills=200, seed=2)
+
+
+def test_decoding_resumes_after_the_last_finished_video(
+    small_world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import extract.shard as module
+
+    decoded: list[list[int]] = []
+    original = module.Decoders
+
+    class Recording(original):  # type: ignore[misc, valid-type]
+        def __init__(self, job: object, paths: dict[int, Path], workers: int) -> None:
+            decoded.append(sorted(paths))
+            super().__init__(job, paths, workers)
+
+    class Killed(BaseException):
+        pass
+
+    def dying(self: object, batch: object, rows: object, count: list[int] = [0]) -> None:  # noqa: B006
+        count[0] += 1
+        if count[0] == 6:
+            raise Killed
+        write(self, batch, rows)
+
+    write = module._Writer._write
+    monkeypatch.setattr(module, "Decoders", Recording)
+    monkeypatch.setattr(module._Writer, "_write", dying)
+    job = world.task(small_world, store=tmp_path / "store")
+    with pytest.raises(Killed):
+        extract_shard(job, workers=2)
+    monkeypatch.setattr(module._Writer, "_write", write)
+    extract_shard(job, workers=2)
+    assert decoded[0] == list(range(world.VIDEOS))
+    assert 0 < len(decoded[1]) < world.VIDEOS and decoded[1] == list(range(decoded[1][0], world.VIDEOS))
+    assert world.contents(tmp_path / "store") == world.contents(small_world / "undisturbed")
+
+
+@pytest.mark.parametrize("survived", range(4))
+def test_a_kill_around_each_rename_of_publishing(small_world: Path, tmp_path: Path, survived: int) -> None:
+    """The child ends hard just before rename number `survived`; the next run completes."""
+    job = world.task(small_world, store=tmp_path / "store", pixels=True)
+    pid = os.fork()
+    if pid == 0:
+        renames = [0]
+
+        def rename(source: Path, target: Path) -> None:
+            if renames[0] == survived:
+                os._exit(9)
+            renames[0] += 1
+            os.replace(source, target)
+
+        Disk.rename = staticmethod(rename)  # type: ignore[method-assign]
+        extract_shard(job, workers=1)
+        os._exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code == (9 if survived < 3 else 0)
+    world.check(tmp_path / "store", job)
+    extract_shard(job, workers=1)
+    reference = tmp_path / "reference"
+    extract_shard(world.task(small_world, store=reference, pixels=True), workers=2)
+    assert world.contents(tmp_path / "store") == world.contents(reference)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_signals_end_cleanly_and_leave_no_decoder(small_world: Path, tmp_path: Path, number: int, code: int) -> None:
+    process = world.run(small_world, tmp_path / "store")
+    journal = tmp_path / "store" / "00000.partial" / "journal.jsonl"
+    while not journal.exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.communicate(timeout=20)
+    assert process.returncode in (code, -number, 0)
+    assert world.leftovers(process.pid) == []
+    extract_shard(world.task(small_world, store=tmp_path / "store"), workers=2)
+    assert world.contents(tmp_path / "store") == world.contents(small_world / "undisturbed")
+
+
+def test_of_two_extractors_one_works_and_the_other_says_who(small_world: Path, tmp_path: Path) -> None:
+    first = world.run(small_world, tmp_path / "store")
+    lock = tmp_path / "store" / "00000.lock"
+    while not lock.exists() or "process" not in lock.read_text():
+        time.sleep(0.005)
+    with pytest.raises(Busy, match=f"locked: .*00000.lock: got held by process {first.pid} on "):
+        extract_shard(world.task(small_world, store=tmp_path / "store"), workers=1, lock_wait_s=0)
+    _, errors = first.communicate()
+    assert first.returncode == 0, errors.decode()
+    assert world.contents(tmp_path / "store") == world.contents(small_world / "undisturbed")
+
+
+def test_two_extractors_at_once_end_in_one_shard(small_world: Path, tmp_path: Path) -> None:
+    for trial in range(4):
+        store = tmp_path / f"store{trial}"
+        both = [world.run(small_world, store) for _ in range(2)]
+        for process in both:
+            _, errors = process.communicate()
+            assert process.returncode == 0, errors.decode()  # the second waits, and finds the shard made
+        assert world.contents(store) == world.contents(small_world / "undisturbed")

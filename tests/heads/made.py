@@ -1,0 +1,61 @@
+"""Made-up rows for head tests: shapes for each registered head, and a problem that any of them can learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from features.batches import Features
+
+SMALL_CNN = {"name": "resnet10t", "options": {"stem_width": 8, "channels": [8, 16, 24, 32], "zero_init_last": False}}
+VECTORS = {"rgb": (12,), "flow": (7,)}
+MAPS = {"pixels": (40, 48, 3)}
+CLASSES = ("jump", "kick", "=run", "walk")
+
+# Each registered head, as the contract tests build it: shapes and options.
+CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
+    "average": ("average", VECTORS, {}),
+    "attention_cluster-fc1": ("attention_cluster", VECTORS, {"clusters": {"rgb": 5, "flow": 3}}),
+    "attention_cluster-fc2": ("attention_cluster", VECTORS, {"clusters": 4, "weighting": "fc2"}),
+    "attention_cluster-average": ("attention_cluster", VECTORS, {"clusters": 4, "weighting": "average"}),
+    "attention_cluster-unshifted": ("attention_cluster", VECTORS, {"clusters": 4, "shift": False}),
+    "ridge": ("ridge", VECTORS, {}),
+    "tsn": ("tsn", MAPS, {"network": SMALL_CNN, "crop_px": 32}),
+    "tsn-bf16": ("tsn", MAPS, {"network": SMALL_CNN, "crop_px": 32, "precision": "bf16"}),
+}
+
+
+def rows(shape: tuple[int, ...], *leading: int, seed: int = 0) -> torch.Tensor:
+    """(*leading, *shape): uint8 maps or float32 vectors."""
+    generator = torch.Generator().manual_seed(seed)
+    if len(shape) > 1:
+        return torch.randint(0, 256, (*leading, *shape), dtype=torch.uint8, generator=generator)
+    return torch.randn(*leading, *shape, generator=generator)
+
+
+def problem(
+    videos: int = 60, dim: int = 16, modality: str = "rgb", seed: int = 0
+) -> tuple[Features, np.ndarray[Any, Any]]:
+    """Videos of 3 to 9 rows, one row of which tells the class; and their labels (V,)."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(videos) % len(CLASSES)
+    arrays = []
+    for label in labels:
+        video = 0.15 * generator.standard_normal((generator.integers(3, 10), dim))
+        video[generator.integers(len(video)), label] += 3
+        arrays.append(video.astype(np.float16))
+    return Features.of([f"v{k:03d}" for k in range(videos)], {modality: arrays}), labels
+
+
+def map_problem(videos: int = 24, side: int = 32, seed: int = 0) -> tuple[Features, np.ndarray[Any, Any]]:
+    """uint8 maps whose colour tells the class (of 3)."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(videos) % 3
+    arrays = []
+    for label in labels:
+        video = generator.integers(0, 120, (4, side, side, 3))
+        video[..., label] += 130
+        arrays.append(video.astype(np.uint8))
+    return Features.of([f"v{k:03d}" for k in range(videos)], {"pixels": arrays}), labels

@@ -1,0 +1,80 @@
+"""Head configs: the paper's defaults, errors that name the key, and no torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from features.errors import UserError
+from features.recipe import Config
+from heads.config import NUMERICS, HeadConfig
+
+
+class One(Config):
+    head: HeadConfig
+
+
+def parse(**head: Any) -> Any:
+    return One.parse({"head": head}, where="config/demo.yaml").head
+
+
+def test_attention_cluster_has_the_papers_recipe() -> None:
+    config = parse(kind="attention_cluster", features=["rgb"], train={"epochs": 3})
+    train = config.train
+    assert (train.optimizer, train.lr, train.alpha, train.eps) == ("rmsprop", 1e-3, 0.9, 1e-8)
+    assert (train.clip, train.balanced, train.batch, train.epochs) == (5, True, 128, 3)
+    assert (config.dropout, config.clusters, config.weighting, config.shift) == (0.9, 64, "fc1", True)
+    assert config.rows("rgb").train == 15
+
+
+def test_a_recipe_parses_to_the_same_config() -> None:
+    for config in (
+        parse(kind="average", features=["rgb"]),
+        parse(
+            kind="attention_cluster",
+            features=["a", "b"],
+            clusters={"a": 3, "b": 2},
+            sample={"a": {"train": 3}, "b": {}},
+        ),
+        parse(kind="ridge", features=["rgb"], alpha=3),
+        parse(kind="tsn", features=["pixels"], network={"name": "resnet18"}, train={"schedule": {"kind": "cosine"}}),
+    ):
+        assert parse(**config.recipe()) == config
+        assert config.kind in NUMERICS
+
+
+@pytest.mark.parametrize(
+    ("head", "message"),
+    [
+        (
+            {"kind": "average", "features": ["rgb"], "train": {"epoch": 3}},
+            r"\$.head.train.epoch; did you mean 'epochs'",
+        ),
+        ({"kind": "averag", "features": ["rgb"]}, "expected one of 'average', 'attention_cluster', 'ridge', 'tsn'"),
+        ({"kind": "average", "features": []}, "expected at least one modality in features"),
+        ({"kind": "average", "features": ["rgb", "rgb"]}, "each modality once, not rgb, rgb"),
+        (
+            {"kind": "average", "features": ["rgb"], "train": {"momentum": 0.9}},
+            r"no momentum with the optimizer adam \(it",
+        ),
+        ({"kind": "average", "features": ["rgb"], "train": {"lr": "fast"}}, r"\$.head.train.lr: .*got 'fast'"),
+        ({"kind": "average", "features": ["rgb"], "dropout": 1}, r"\$.head.dropout: expected a number < 1"),
+        (
+            {"kind": "average", "features": ["rgb"], "sample": {"flow": {"train": 2}}},
+            "a value for each of rgb, not for flow",
+        ),
+        ({"kind": "ridge", "features": ["rgb"], "train": {}}, r"unknown key: config/demo.yaml: \$.head.train"),
+        ({"kind": "tsn", "features": ["pixels"]}, r"\$.head.network: expected a value, got nothing"),
+    ],
+)
+def test_errors_name_the_place(head: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse(**head)
+
+
+def test_importing_configs_and_the_registry_imports_no_torch() -> None:
+    code = "import heads, heads.config, sys; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

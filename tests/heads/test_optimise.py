@@ -1,0 +1,63 @@
+"""Schedules by hand, and each optimiser with its own options."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from heads.config import Constant, Cosine, Plateau, Step, TrainConfig
+from heads.optimise import epochs_without_gain, learning_rate, make_optimizer
+
+
+def rates(config: TrainConfig, losses: list[float] | None = None) -> list[float]:
+    return [learning_rate(config, epoch, losses or []) for epoch in range(config.epochs)]
+
+
+def test_schedules() -> None:
+    assert rates(TrainConfig(epochs=3, lr=0.5, schedule=Constant())) == [0.5] * 3
+    assert rates(TrainConfig(epochs=5, lr=1, schedule=Step(at=(2, 4)))) == pytest.approx([1, 1, 0.1, 0.1, 0.01])
+    assert rates(TrainConfig(epochs=4, lr=1, schedule=Cosine())) == pytest.approx(
+        [1, 0.5 + math.sqrt(0.125), 0.5, 0.5 - math.sqrt(0.125)]
+    )
+
+
+def test_plateau_falls_after_patience_epochs_without_gain() -> None:
+    config = TrainConfig(epochs=8, lr=1, schedule=Plateau(patience=2, factor=0.5))
+    assert rates(config, [3, 2, 2, 2.5, 1, 1, 1, 1]) == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25]
+
+
+def test_epochs_without_gain() -> None:
+    assert [epochs_without_gain(x) for x in ([], [1.0], [1.0, 2.0, 1.5], [2.0, 1.0, 1.0])] == [0, 0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("config", "kind", "expected"),
+    [
+        (
+            TrainConfig(optimizer="sgd", momentum=0.9, lr=0.1, weight_decay=0.01),
+            torch.optim.SGD,
+            {"momentum": 0.9, "weight_decay": 0.01},
+        ),
+        (
+            TrainConfig(optimizer="rmsprop", alpha=0.8, eps=1e-3, momentum=0.5),
+            torch.optim.RMSprop,
+            {"alpha": 0.8, "eps": 1e-3, "momentum": 0.5},
+        ),
+        (
+            TrainConfig(optimizer="adam", betas=(0.5, 0.6), eps=1e-4),
+            torch.optim.Adam,
+            {"betas": (0.5, 0.6), "eps": 1e-4},
+        ),
+        (TrainConfig(optimizer="adamw", weight_decay=0.2), torch.optim.AdamW, {"weight_decay": 0.2}),
+    ],
+)
+def test_optimizers_get_their_options(config: TrainConfig, kind: type, expected: dict[str, float]) -> None:
+    frozen = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
+    optimizer = make_optimizer(config, [torch.nn.Parameter(torch.zeros(2)), frozen])
+    assert type(optimizer) is kind
+    group = optimizer.param_groups[0]
+    assert len(group["params"]) == 1
+    assert {k: group[k] for k in expected} == expected
+    assert group["lr"] == config.lr

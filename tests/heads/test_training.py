@@ -1,0 +1,334 @@
+"""The training road: it learns, resumes to the same bytes, stops where it must, refuses what a list got wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import heads
+from features.atomic import Disk
+from features.batches import Features
+from features.errors import DamagedStore, FramepoolError, UserError
+from heads.checkpoint import load_head, save_head
+from heads.config import AttentionClusterConfig, AverageConfig, BaseConfig, RidgeConfig, Sample
+from heads.loop import Data, balanced_weights, hold_out
+from heads.training import evaluate_run, train_run
+from tests.heads.made import CLASSES, problem
+
+BYTES = ("weights.safetensors", "metrics.json", "history.csv", "predictions.npz", "predictions.csv")
+CLUSTER = AttentionClusterConfig(
+    features=("rgb",),
+    clusters=4,
+    dropout=0.5,
+    sample=Sample(train=4, test=6),
+    train={"epochs": 6, "batch": 16, "lr": 1e-2},
+)
+
+
+def go(folder: Path, config: BaseConfig = CLUSTER, data: Any = None, **changed: Any) -> dict[str, Any]:
+    features, labels = problem() if data is None else data
+    given = {
+        "features": features,
+        "labels": labels,
+        "train": range(40),
+        "test": range(40, 60),
+        "classes": CLASSES,
+        "seed": 0,
+        "split": "1",
+    }
+    given |= {
+        "provenance": {"head": "mine", "digest": "d" * 64, "stores": {}, "versions": {}},
+        "log": lambda line: None,
+    }
+    return train_run(folder, config=config, **(given | changed))
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in BYTES}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CLUSTER.model_copy(update={"train": CLUSTER.train.model_copy(update={"epochs": 30})}),
+        AverageConfig(features=("rgb",), dropout=0.1, train={"epochs": 60, "lr": 5e-2, "schedule": {"kind": "cosine"}}),
+        RidgeConfig(features=("rgb",)),
+    ],
+    ids=lambda c: c.kind,
+)
+def test_learns_and_leaves_a_whole_run(config: BaseConfig, tmp_path: Path) -> None:
+    found = go(tmp_path, config)
+    assert found["top1"] >= 0.9
+    assert (found["n_train"], found["n_test"]) == (40, 20)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert (run["head"], run["kind"], run["seed"], run["split"]) == ("mine", config.kind, 0, "1")
+    assert run["classes"] == list(CLASSES)
+    assert not (tmp_path / "last.pt").exists()
+    with np.load(tmp_path / "predictions.npz") as stored:
+        assert stored["ids"].tolist() == [f"v{k:03d}" for k in range(40, 60)]
+        assert (stored["logits"].argmax(axis=1) == stored["labels"]).mean() == found["top1"]
+    rows = list(csv.DictReader((tmp_path / "predictions.csv").open()))
+    assert list(rows[0]) == ["id", "label", "predicted", "probability", "top5"]
+    assert "'=run" in {row["label"] for row in rows}  # a spreadsheet must not run it
+    features, labels = problem()
+    again = evaluate_run(tmp_path, features=features, labels=labels, test=range(40, 60), classes=CLASSES)
+    assert again == found
+
+
+def test_history_has_a_row_an_epoch(tmp_path: Path) -> None:
+    config = CLUSTER.model_copy(update={"train": CLUSTER.train.model_copy(update={"test_every": 4})})
+    go(tmp_path, config)
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    assert list(rows[0]) == ["epoch", "lr", "train_loss", "train_top1", "test_loss", "test_top1"]
+    assert [row["epoch"] for row in rows] == list("123456")
+    assert [bool(row["test_top1"]) for row in rows] == [False, False, False, True, False, True]
+
+
+def test_same_seed_same_bytes_and_torchs_generator_is_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    go(tmp_path / "a")
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    go(tmp_path / "b")
+    go(tmp_path / "c", seed=1)
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
+    assert bytes_of(tmp_path / "a")["weights.safetensors"] != bytes_of(tmp_path / "c")["weights.safetensors"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
+def test_resumed_after_any_epoch_ends_in_the_same_bytes(optimizer: str, tmp_path: Path) -> None:
+    train = {
+        "epochs": 4,
+        "batch": 16,
+        "optimizer": optimizer,
+        "early_stop": 2,
+        "schedule": {"kind": "plateau", "patience": 1},
+    }
+    config = CLUSTER.model_copy(update={"train": type(CLUSTER.train)(**train)})
+    go(tmp_path / "whole", config)
+    for epoch in (1, 3):
+        lines: list[str] = []
+
+        def stop(line: str, epoch: int = epoch, lines: list[str] = lines) -> None:
+            lines.append(line)
+            if line.startswith(f"epoch {epoch + 1}/"):  # before this epoch's state is written
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path / f"at{epoch}", config, log=stop)
+        lines.clear()
+        go(tmp_path / f"at{epoch}", config, log=lines.append)
+        assert lines[0] == f"goes on after epoch {epoch}/4"
+        assert bytes_of(tmp_path / f"at{epoch}") == bytes_of(tmp_path / "whole")
+
+
+def test_killed_mid_checkpoint_the_previous_one_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """F10: every durable write in turn dies halfway; the same command then ends in the undisturbed bytes."""
+    go(tmp_path / "whole")
+    write, count = Disk.write, 0
+
+    def dies(stream: Any, data: bytes) -> None:
+        nonlocal count
+        count += 1
+        if count == fatal:
+            write(stream, data[: len(data) // 2])
+            raise KeyboardInterrupt
+        write(stream, data)
+
+    monkeypatch.setattr(Disk, "write", staticmethod(dies))
+    fatal = 1
+    while True:
+        count = 0
+        folder = tmp_path / f"killed{fatal}"
+        try:
+            go(folder)
+        except KeyboardInterrupt:
+            count = -(10**6)
+            go(folder)
+            assert bytes_of(folder) == bytes_of(tmp_path / "whole"), fatal
+            fatal += 1
+            continue
+        break
+    assert fatal > 6 + 6  # six checkpoints, and what a finished run leaves
+
+
+def test_sigkill_and_again(tmp_path: Path) -> None:
+    code = f"""
+import os, signal, torch
+torch.set_num_threads(1)
+from pathlib import Path
+from tests.heads.test_training import go
+def log(line):
+    if line.startswith("epoch 3/"): os.kill(os.getpid(), signal.SIGKILL)
+go(Path({str(tmp_path / "killed")!r}), log=log)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "run.json").exists()
+    lines: list[str] = []
+    go(tmp_path / "killed", log=lines.append)
+    assert lines[0] == "goes on after epoch 2/6"
+    go(tmp_path / "whole")
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+
+
+def test_a_finished_run_is_not_trained_again_but_a_changed_recipe_is(tmp_path: Path) -> None:
+    first = go(tmp_path)
+    lines: list[str] = []
+    assert go(tmp_path, log=lines.append) == first
+    assert lines == []
+    go(tmp_path, provenance={"digest": "e" * 64}, log=lines.append)
+    assert len(lines) == 6
+
+
+def test_a_damaged_resume_state_starts_anew(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
+    lines: list[str] = []
+    go(tmp_path, log=lines.append)
+    assert lines[0].startswith("epoch 1/6")
+
+
+def test_early_stop_keeps_the_best_epochs_weights(tmp_path: Path) -> None:
+    train = {
+        "epochs": 40,
+        "batch": 16,
+        "lr": 0.5,
+        "optimizer": "sgd",
+        "hold_out": 0.25,
+        "early_stop": 3,
+        "clip": None,
+        "balanced": False,
+    }
+    config = AverageConfig(features=("rgb",), dropout=0.9, train=train)
+    go(tmp_path, config)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["epochs"] == run["best_epoch"] + 3 < 40
+
+
+def test_nan_stops_naming_the_video(tmp_path: Path) -> None:
+    """F35: in a row that slipped through, and in a loss that runs away."""
+    features, labels = problem()
+    data = features.rows["rgb"].data.float()
+    data[features.rows["rgb"].starts[7]] = torch.nan
+    broken = Features(features.ids, {"rgb": features.rows["rgb"]._replace(data=data)}, {})
+    with pytest.raises(FramepoolError, match=r"loss is not finite in epoch 1: v007: expected a number, got NaN or inf"):
+        go(tmp_path, AverageConfig(features=("rgb",)), data=(broken, labels))
+    assert not (tmp_path / "run.json").exists()
+    with pytest.raises(FramepoolError, match="scores are not finite: v050"):
+        data[features.rows["rgb"].starts[7]] = 0
+        data[features.rows["rgb"].starts[50]] = torch.inf
+        go(tmp_path, AverageConfig(features=("rgb",)), data=(broken, labels))
+
+
+def test_nan_in_saved_weights_is_refused(tmp_path: Path) -> None:
+    go(tmp_path, AverageConfig(features=("rgb",), train={"epochs": 1}))
+    head, _ = load_head(tmp_path)
+    with torch.no_grad():
+        head.get_parameter("classifier.bias")[0] = torch.nan
+    save_head(tmp_path, head, kind="average", classes=CLASSES)
+    with pytest.raises(DamagedStore, match=r"weights are not finite: .*classifier\.bias"):
+        load_head(tmp_path)
+
+
+def test_another_class_list_is_refused(tmp_path: Path) -> None:
+    """F30: caught by the names, not by luck."""
+    go(tmp_path, RidgeConfig(features=("rgb",)))
+    features, labels = problem()
+    permuted = (CLASSES[1], CLASSES[0], *CLASSES[2:])
+    with pytest.raises(UserError, match=r"another class list: .*: expected 'jump' as class 0, got 'kick'"):
+        evaluate_run(tmp_path, features=features, labels=labels, test=[0], classes=permuted)
+    with pytest.raises(UserError, match="expected 4 classes, got 3"):
+        load_head(tmp_path, classes=CLASSES[:3])
+
+
+def test_features_of_another_recipe_are_refused(tmp_path: Path) -> None:
+    features, labels = problem()
+    ours = Features(features.ids, features.rows, {"rgb": {"store": "rgb-1", "digest": "1" * 64, "facts": {}}})
+    go(tmp_path, RidgeConfig(features=("rgb",)), data=(ours, labels), provenance={"digest": "d", "stores": ours.stores})
+    theirs = Features(features.ids, features.rows, {"rgb": {"store": "rgb-2", "digest": "2" * 64, "facts": {}}})
+    with pytest.raises(UserError, match=r"another recipe of features: .*: rgb: expected 1+, got 2+"):
+        evaluate_run(tmp_path, features=theirs, labels=labels, test=[0], classes=CLASSES)
+
+
+def test_wrong_labels_are_refused_and_overlap_is_loud(tmp_path: Path) -> None:
+    features, labels = problem()
+    with pytest.raises(UserError, match="label not in the class list: v003: expected 0 to 2, got 3"):
+        go(tmp_path, classes=CLASSES[:3])
+    with pytest.raises(UserError, match="labels do not fit the videos: expected 60 labels, got 59"):
+        go(tmp_path, data=(features, labels[:-1]))
+    with pytest.raises(UserError, match="nothing to tell apart: expected training videos of two classes, got 1"):
+        go(tmp_path, train=[0, 4, 8])
+    lines: list[str] = []
+    go(tmp_path, RidgeConfig(features=("rgb",)), train=[0, 1, 2], test=[2, 3], log=lines.append)
+    assert lines[0] == "WARNING: 1 videos are in the training and in the test split, v002 is one"
+    assert lines[1] == "WARNING: 1 classes have no training video and will never be right: walk"
+
+
+def test_videos_without_rows_are_tested_but_not_trained_on(tmp_path: Path) -> None:
+    features, labels = problem()
+    rows = features.rows["rgb"]
+    lengths = rows.lengths.clone()
+    lengths[[3, 50]] = 0
+    found = go(tmp_path, data=(Features(features.ids, {"rgb": rows._replace(lengths=lengths)}, {}), labels))
+    assert (found["n_train"], found["n_test"]) == (39, 20)
+
+
+def test_no_test_videos_gives_no_numbers(tmp_path: Path) -> None:
+    found = go(tmp_path, RidgeConfig(features=("rgb",)), test=[])
+    assert found["top1"] is None
+
+
+def test_several_labels_a_video(tmp_path: Path) -> None:
+    features, labels = problem()
+    several = np.eye(4, dtype=bool)[labels] | np.eye(4, dtype=bool)[(labels + (labels == 0)) % 4]
+    config = AverageConfig(features=("rgb",), dropout=0, train={"epochs": 40, "lr": 0.03})
+    found = go(tmp_path / "average", config, data=(features, several))
+    assert found["map"] > 0.9
+    assert found["map"] == go(tmp_path / "again", config, data=(features, several))["map"]
+    assert go(tmp_path / "ridge", RidgeConfig(features=("rgb",)), data=(features, several))["map"] > 0.9
+    header = (tmp_path / "average" / "history.csv").read_text().splitlines()[0]
+    assert header == "epoch,lr,train_loss,train_map,test_loss,test_map"
+    with pytest.raises(FramepoolError, match="balanced classes need one label a video"):
+        go(tmp_path / "cluster", data=(features, several))
+
+
+def data_of(labels: list[int]) -> Data:
+    n = len(labels)
+    features = Features.of([str(k) for k in range(n)], {"rgb": [np.ones((1, 2), np.float16)] * n})
+    return Data(
+        features=features,
+        labels=torch.tensor(labels),
+        train=torch.arange(n),
+        test=torch.arange(0),
+        classes=("a", "b", "c"),
+    )
+
+
+def test_balanced_weights() -> None:
+    data = data_of([0, 0, 0, 1])
+    weights = balanced_weights(data, data.train)
+    torch.testing.assert_close(weights, torch.tensor([4 / 6, 4 / 6, 4 / 6, 2.0]))  # n / (K n_k), K classes that occur
+    assert float(weights.mean()) == pytest.approx(1)
+
+
+def test_hold_out_takes_its_share_of_each_class() -> None:
+    data = data_of([0] * 20 + [1] * 10 + [2] * 3)
+    train, held = hold_out(data, 0.2, seed=0)
+    assert data.labels[held].bincount(minlength=3).tolist() == [4, 2, 0]
+    assert sorted([*train.tolist(), *held.tolist()]) == list(range(33))
+    assert not torch.equal(held, hold_out(data, 0.2, seed=1)[1])
+
+
+def test_fit_sees_every_head_through_the_same_door() -> None:
+    assert heads.build("ridge", {"rgb": (3,)}, 2).fitted
+    assert not heads.build("average", {"rgb": (3,)}, 2).fitted
