@@ -7,7 +7,7 @@ import shlex
 import sys
 from snakemake.utils import min_version
 from features.errors import FramepoolError
-from pipelines import plan
+from pipelines import plan, running
 
 min_version("9.1.0")
 
@@ -21,6 +21,8 @@ try:
     plan.requested(sys.argv[1:])
 except FramepoolError as error:
     sys.exit(f"framepool: {error}")
+if workflow.is_main_process:
+    announced = running.announce()
 
 
 wildcard_constraints:

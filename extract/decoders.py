@@ -161,11 +161,17 @@ class Decoders:
         self._slots = max(2, RING_BYTES // max(1, workers) // int(np.prod(job.shape)))
         self._todo = deque(self.paths)
         self._tries: dict[int, int] = {}
-        self._workers = [_Worker(self.job, self._slots) for _ in range(max(1, min(workers, len(self.paths))))]
-        for worker in self._workers:
-            self._feed(worker)
+        self._count = max(1, min(workers, len(self.paths)))
+        self._workers: list[_Worker] = []
 
     def __enter__(self) -> Self:
+        try:
+            for _ in range(self._count):
+                self._workers.append(_Worker(self.job, self._slots))
+                self._feed(self._workers[-1])
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -187,7 +193,7 @@ class Decoders:
             waited_s += time.monotonic() - start
             try:
                 message = worker.pipe.recv() if ready else None
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):  # the pipe ends between two messages, or inside one
                 worker.process.join(5)
                 code = worker.process.exitcode
                 self._tries[video] = self._tries.get(video, 0) + 1

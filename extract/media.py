@@ -29,6 +29,7 @@ from features.outcome import Name
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,gif,wav,mp3,flac,aac"
 OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+LONGEST_PX = 1 << 16  # of a picture that is scaled before its crop; slivers would fill the memory
 Image = npt.NDArray[np.uint8]
 
 
@@ -70,6 +71,8 @@ class Scaler:
         """(crop_px, crop_px, 3)."""
         scale = self.resize_px / min(frame.width, frame.height)
         width, height = (max(self.resize_px, round(side * scale)) for side in (frame.width, frame.height))
+        if max(width, height) > LONGEST_PX:
+            raise MediaError("too_large", f"{frame.width}x{frame.height} pixels would become {width}x{height}")
         scaled = self._reformat(frame, width=width, height=height, format="rgb24", interpolation=self._filter)
         top, left = (height - self.crop_px) // 2, (width - self.crop_px) // 2
         image = scaled.to_ndarray()[top : top + self.crop_px, left : left + self.crop_px]
@@ -101,7 +104,10 @@ def probe(path: Path, limits: Limits) -> Probe:
                     raise MediaError("too_large", f"more than {limits.max_frames} frames")
         except av.error.FFmpegError:
             pass  # a cut file: what was read so far is what there is; decoding says the rest
-        return Probe(np.sort(np.array(times, dtype=np.int64)), stream.frames, rate)
+        times_us = np.sort(np.array(times, dtype=np.int64))
+        if times and (seconds := (times_us[-1] - times_us[0]) * 1e-6) > limits.max_duration_s:
+            raise MediaError("too_large", f"{seconds:.0f} s long, limit {limits.max_duration_s:.0f} s")
+        return Probe(times_us, stream.frames, rate)
 
 
 def decode(

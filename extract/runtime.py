@@ -108,7 +108,7 @@ def _cached(model: Model, cache: Path) -> Path:
 
 def _convert(model: Model, folder: Path) -> None:
     network, facts = model._build()
-    partial = folder.with_suffix(".partial")
+    partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     make_folder(partial)
     if model.config.chosen_runtime == "openvino":

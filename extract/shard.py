@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import stat
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -109,6 +110,8 @@ def fingerprint(path: Path) -> str:
     """Tells a replaced file from the old one, wherever it is copied: size, and sha256 of its first and last 64 KiB."""
     end = 1 << 16
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for its writer
+            return "not a regular file"
         with path.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             head = stream.read(end)
@@ -225,8 +228,10 @@ def _error_of(task: Task, model: Model, facts: dict[str, Any], threads: int, jou
             return
         exact = engine(model, facts, task.cache, threads=threads, precision="fp32")
         reference = next(exact([batch.samples[: batch.filled]]))
-        error = float(np.linalg.norm(rows - reference) / np.linalg.norm(reference))
-        journal.note("relative_error", round(error, 6))
+        with np.errstate(all="ignore"):
+            error = float(np.linalg.norm(rows - reference) / max(float(np.linalg.norm(reference)), 1e-12))
+        if np.isfinite(error):  # else the next batch tells
+            journal.note("relative_error", round(error, 6))
 
     return measure
 

@@ -17,11 +17,13 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Self
 
 from features.errors import Busy, FramepoolError, UserError
+
+USERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)  # no fault
 
 
 class Disk:
@@ -46,7 +48,6 @@ class Disk:
 
     @staticmethod
     def remove(path: Path) -> None:
-        """Remove a file or a tree; what is already gone is no error."""
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
@@ -85,11 +86,12 @@ def publish_folder(source: Path, target: Path) -> None:
 
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        Disk.fsync(handle)
-    finally:
-        os.close(handle)
+    with writing(folder):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            Disk.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def make_folder(folder: Path) -> Path:
@@ -97,6 +99,12 @@ def make_folder(folder: Path) -> Path:
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a tree; what is already gone is no error."""
+    with writing(path):
+        Disk.remove(path)
 
 
 @contextmanager
@@ -110,7 +118,7 @@ def writing(path: Path) -> Iterator[None]:
 
 def _disk_error(path: Path, error: OSError) -> FramepoolError:
     what = os.strerror(error.errno) if error.errno else str(error)
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+    if error.errno in USERS:
         return UserError("cannot write", where=path, got=what, fix="make its folder exist and writable")
     folder = next(p for p in (path, *path.parents, Path()) if p.exists())
     free_mb = shutil.disk_usage(folder).free / 1e6
@@ -141,7 +149,8 @@ class Lock:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            Disk.remove(self.path)
+            with suppress(OSError):  # a file without its holder blocks nobody
+                Disk.remove(self.path)
             self._file.close()
             self._file = None
 
@@ -155,16 +164,19 @@ class Lock:
     def _take(self) -> bool:
         with writing(self.path):
             file = self.path.open("a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The last holder may have removed the name between our open and our flock: then we hold a ghost.
-            if os.fstat(file.fileno()).st_ino != os.stat(self.path).st_ino:
-                raise FileNotFoundError
-        except (BlockingIOError, FileNotFoundError):
-            file.close()
-            return False
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # The last holder may have removed the name between our open and our flock: then we hold a ghost.
+                if os.fstat(file.fileno()).st_ino != os.stat(self.path).st_ino:
+                    raise FileNotFoundError
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
+                file.flush()
+            except (BlockingIOError, FileNotFoundError):
+                file.close()
+                return False
+            except BaseException:
+                file.close()
+                raise
         self._file = file
         return True

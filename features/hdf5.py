@@ -10,7 +10,6 @@ What comes in again is byte for byte the shard that went out; anything else is r
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from features.atomic import Disk, Lock, fsync_folder, make_folder, publish_folder, write_json, writing
+from features.atomic import Disk, Lock, fsync_folder, make_folder, publish_folder, remove, write_json, writing
 from features.errors import DamagedStore, UserError
 from features.manifest import Manifest, manifest_path
 from features.store import partial_path, read_shard, retire, shard_path, shards, verify_shard, write_shard
@@ -62,37 +61,46 @@ def import_stores(path: Path, folder: Path) -> Iterator[tuple[str, int, bool]]:
         raise UserError("not an HDF5 file", where=path, got=error, fix="give a file that --export wrote") from None
     with file:
         for store in sorted(file):
-            for name in sorted(file[store]):
-                yield store, int(name), _import(folder / store, f"{path}: {store}/{name}", file[store][name])
+            if not isinstance(file[store], h5py.Group):
+                raise UserError("not a store of ours", where=f"{path}: {store}", fix="give a file that --export wrote")
+            for name, group in sorted(file[store].items()):
+                shard, new = _import(folder / store, f"{path}: {store}/{name}", group)
+                yield store, shard, new
 
 
-def _import(store: Path, where: str, group: Any) -> bool:
+def _import(store: Path, where: str, group: Any) -> tuple[int, bool]:
     try:
         manifest = Manifest.from_json(json.loads(group["manifest"][...].tobytes()), Path(where))
         arrays = {name: group[name][...] for name in ("frames", "offsets", "time_us")}
-    except (KeyError, ValueError, OSError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, OSError, AttributeError) as error:
         raise UserError("not a shard of ours", where=where, got=error, fix="give a file that --export wrote") from None
-    if store.name != f"{manifest.extractor}-{manifest.digest[:8]}" or os.sep in store.name:
-        raise DamagedStore("store and recipe disagree", where=where, expected=store.name, got=manifest.digest[:8])
+    if store.name != f"{manifest.extractor}-{manifest.digest[:8]}":
+        name = f"{manifest.extractor}-{manifest.digest[:8]}"
+        raise DamagedStore("store and recipe disagree", where=where, expected=store.name, got=name)
+    if (shape := (manifest.rows, *manifest.row_shape)) != arrays["frames"].shape:
+        raise DamagedStore("wrong shape", where=f"{where}/frames", expected=shape, got=arrays["frames"].shape)
+    if arrays["time_us"].shape != shape[:1]:
+        raise DamagedStore("wrong shape", where=f"{where}/time_us", expected=shape[:1], got=arrays["time_us"].shape)
     make_folder(store)
     with Lock(store / f"{manifest.shard:05d}.lock"):
         if manifest.shard in shards(store):
-            return False
+            return manifest.shard, False
         partial = partial_path(store, manifest.shard)
-        Disk.remove(partial)
+        remove(partial)
         make_folder(partial)
         written = write_shard(
             partial / "shard.zarr", replace(manifest, files={}), _blocks(arrays["frames"]), arrays["time_us"]
         )
         if written.files != manifest.files:
-            different = next(k for k in manifest.files if manifest.files[k] != written.files.get(k))
+            files = sorted({*manifest.files, *written.files})
+            different = next(k for k in files if manifest.files.get(k) != written.files.get(k))
             raise DamagedStore("rows do not match their manifest", where=f"{where}: {different}")
         retire(store, manifest.shard)
         publish_folder(partial / "shard.zarr", shard_path(store, manifest.shard))
         write_json(manifest_path(store, manifest.shard), written.to_json())
-        Disk.remove(partial)
+        remove(partial)
     verify_shard(store, manifest.shard)
-    return True
+    return manifest.shard, True
 
 
 def _blocks(frames: npt.NDArray[Any]) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -43,12 +44,17 @@ class Journal:
         make_folder(folder)
         with writing(folder):
             self._streams = {name: self._open(name) for name in ("rows.bin", "index.bin", "journal.jsonl")}
-        self._take_up()
+        try:
+            self._take_up()
+        except BaseException:
+            self.close()
+            raise
         self._synced = time.monotonic()
 
     def close(self) -> None:
         for stream in self._streams.values():
-            stream.close()
+            with suppress(OSError):  # what could not be written has been said, and is still in the buffer
+                stream.close()
 
     def rows_of(self, video: int) -> int:
         """How many rows of `video` are already here."""
@@ -100,10 +106,9 @@ class Journal:
         good = 0
         for number, line in enumerate(lines):
             try:
-                value = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                value = None
-            if value is None or not self._accept(number, value, rows, index):
+                if not line.endswith(b"\n") or not self._accept(number, json.loads(line), rows, index):
+                    break
+            except (ValueError, TypeError, KeyError, AttributeError):  # what a power cut left is no line of ours
                 break
             good += len(line)
         with writing(self.folder):

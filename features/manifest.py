@@ -80,16 +80,18 @@ class Manifest:
                 outcomes=outcomes,
                 row_shape=tuple(int(n) for n in value["row_shape"]),
                 files={str(k): (int(size), str(sha)) for k, (size, sha) in value["files"].items()},
-                **{k: value[k] for k in ("extractor", "digest", "recipe", "facts", "shard", "list_digest", "dtype")},
+                **{k: value[k] for k in ("extractor", "digest", "recipe", "facts", "list_digest", "dtype")},
+                shard=int(value["shard"]),
                 statistics=value["statistics"],
             )
+            rows, dtype = manifest.offsets, np.dtype(manifest.dtype)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DamagedStore("damaged manifest", where=where, got=repr(error), fix=REPAIR) from None
-        if manifest.rows != value["rows"] or min((o.rows for o in outcomes), default=0) < 0:
-            raise DamagedStore(
-                "row counts disagree", where=where, expected=value["rows"], got=manifest.rows, fix=REPAIR
-            )
-        if any(Path(name).is_absolute() or ".." in Path(name).parts for name in manifest.files):
+        if rows[-1] != value["rows"] or (np.diff(rows) < 0).any():
+            raise DamagedStore("row counts disagree", where=where, expected=value["rows"], got=rows[-1], fix=REPAIR)
+        if dtype.kind not in "fu":
+            raise DamagedStore("unknown dtype", where=where, expected="float16 or uint8", got=dtype, fix=REPAIR)
+        if any(Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name for name in manifest.files):
             raise DamagedStore("manifest names a file outside its shard", where=where, fix=REPAIR)
         return manifest
 
@@ -111,8 +113,9 @@ def parse_manifest(path: Path) -> Manifest:
         if size > MAX_BYTES:
             raise DamagedStore("manifest is too large", where=path, expected=f"<= {MAX_BYTES} bytes", got=size)
         return Manifest.from_json(json.loads(path.read_bytes()), path)
-    except FileNotFoundError:
-        raise FramepoolError("shard is not there", where=path, fix="run `framepool extract` for it") from None
+    except OSError as error:
+        got = "" if isinstance(error, FileNotFoundError) else error.strerror
+        raise FramepoolError("shard is not there", where=path, got=got, fix="run `framepool extract` for it") from None
     except (ValueError, RecursionError) as error:
         raise DamagedStore("damaged manifest", where=path, got=error, fix=REPAIR) from None
 

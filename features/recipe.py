@@ -53,12 +53,13 @@ def file_sha256(path: Path) -> str:
 
 
 def _user_error(cls: type[BaseModel], data: object, error: ValidationError, where: str) -> UserError:
-    first = error.errors(include_url=False)[0]
+    errors = error.errors(include_url=False)
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     place, keys = "$", _known_keys(cls, first["loc"][:-1], data)
     node: Any = data
-    for part in first["loc"]:
+    for depth, part in enumerate(first["loc"], 1):
         inside = (isinstance(node, Mapping) and part in node) or (isinstance(node, list) and isinstance(part, int))
-        if not inside and part != first["loc"][-1]:
+        if not inside and depth < len(first["loc"]):
             continue  # pydantic also lists the union member it tried: that is no place in the user's file
         if not inside and first["type"] not in ("missing", "extra_forbidden"):
             continue

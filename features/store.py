@@ -27,7 +27,7 @@ from zarr.codecs import ZstdCodec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import LocalStore, MemoryStore
 
-from features.atomic import Disk, publish_folder, write_json
+from features.atomic import publish_folder, remove, write_json, writing
 from features.errors import DamagedStore, FramepoolError
 from features.journal import Journal
 from features.manifest import REPAIR, Manifest, manifest_path, parse_manifest, read_manifest, shards
@@ -76,12 +76,14 @@ def read_shard(folder: Path, shard: int) -> Shard:
 
 
 def verify_shard(folder: Path, shard: int) -> Manifest:
-    """Everything that `read_shard` checks, and that the shard has no file that its manifest does not know."""
+    """Everything that `read_shard` checks, and that the shard holds its manifest and no file that it does not know."""
     path = shard_path(folder, shard)
     manifest = read_shard(folder, shard).manifest
     for name in sorted(str(p.relative_to(path)) for p in path.rglob("*") if p.is_file()):
         if name not in manifest.files and name != "manifest.json":
             raise DamagedStore("unknown file in a shard", where=path / name, fix=REPAIR)
+    published = manifest_path(folder, shard).read_bytes()
+    _checked(path / "manifest.json", len(published), hashlib.sha256(published).hexdigest())
     return manifest
 
 
@@ -90,6 +92,11 @@ def publish(journal: Journal, folder: Path, manifest: Manifest) -> Manifest:
 
     Rows of a video whose outcome keeps none (`non_finite`, say) are left out. `manifest` comes without `files`.
     """
+    with writing(shard_path(folder, manifest.shard)):
+        return _publish(journal, folder, manifest)
+
+
+def _publish(journal: Journal, folder: Path, manifest: Manifest) -> Manifest:
     index = journal.index()
     limits = np.array([o.rows if o.outcome in WITH_ROWS else 0 for o in manifest.outcomes], dtype=np.int64)
     starts = np.searchsorted(index["video"], np.arange(len(limits)))  # rows come in the order of the list
@@ -110,7 +117,7 @@ def publish(journal: Journal, folder: Path, manifest: Manifest) -> Manifest:
     publish_folder(path, shard_path(folder, manifest.shard))
     write_json(manifest_path(folder, manifest.shard), manifest.to_json())
     journal.close()
-    Disk.remove(journal.folder)
+    remove(journal.folder)
     return manifest
 
 
@@ -127,21 +134,30 @@ def republish(folder: Path, wanted: tuple[Any, ...], shard: int) -> Manifest | N
         _read(path, manifest)
     except FramepoolError:
         return None
-    if not manifest_path(folder, shard).exists() or read_manifest(folder, shard) != manifest:
+    try:
+        known = read_manifest(folder, shard)
+    except FramepoolError:
+        known = None
+    if known != manifest:
         write_json(manifest_path(folder, shard), manifest.to_json())
-    Disk.remove(partial_path(folder, shard))
+    remove(partial_path(folder, shard))
     return manifest
 
 
 def retire(folder: Path, shard: int) -> None:
     """Take a published shard away, its manifest first, so that nobody reads half of it."""
-    Disk.remove(manifest_path(folder, shard))
-    Disk.remove(shard_path(folder, shard))
+    remove(manifest_path(folder, shard))
+    remove(shard_path(folder, shard))
 
 
 def write_shard(path: Path, manifest: Manifest, blocks: Any, time_us: npt.NDArray[np.int64]) -> Manifest:
     """Write a whole zarr group at `path` from ``blocks(size) -> iterator of (<= size, *D)``; returns its manifest."""
-    Disk.remove(path)
+    with writing(path):
+        return _write(path, manifest, blocks, time_us)
+
+
+def _write(path: Path, manifest: Manifest, blocks: Any, time_us: npt.NDArray[np.int64]) -> Manifest:
+    remove(path)
     rows, dtype = manifest.rows, np.dtype(manifest.dtype)
     row_bytes = max(1, int(np.prod(manifest.row_shape, dtype=np.int64)) * dtype.itemsize)
     chunk = max(1, CHUNK_BYTES // row_bytes)
@@ -162,6 +178,8 @@ def write_shard(path: Path, manifest: Manifest, blocks: Any, time_us: npt.NDArra
         frames[at : at + len(block)] = block
         at += len(block)
         peak, total = max(peak, float(np.abs(block).max())), total + float(block.sum(dtype=np.float64))
+    if not np.isfinite(peak + total):
+        raise DamagedStore("non-finite row", where=path / "frames", expected="rows that were checked")
     statistics = {**manifest.statistics, "max_abs": peak, "mean": total / max(1, rows * (row_bytes // dtype.itemsize))}
     for name, values in (("offsets", manifest.offsets), ("time_us", time_us.astype(np.int64))):
         array = root.create_array(

@@ -88,7 +88,7 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _options_belong_to_the_optimizer(self) -> Self:
         for option, optimizers in _OPTIMIZER_OPTIONS.items():
-            changed = getattr(self, option) != TrainConfig.model_fields[option].default
+            changed = getattr(self, option) != type(self).model_fields[option].default
             if changed and self.optimizer not in optimizers:
                 raise ValueError(
                     f"no {option} with the optimizer {self.optimizer} (it belongs to {', '.join(optimizers)})"

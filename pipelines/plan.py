@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from extract.config import FromRun, Rgb, recipe
 from features import videolist
@@ -29,6 +30,7 @@ from pipelines.datasets import demo
 
 WORK = Path("work")
 RESULTS = Path("results")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Store:
     split: str | None
     recipe: dict[str, Any]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return digest(self.recipe)
 
@@ -97,7 +99,7 @@ class Run:
     split: str
     recipe: dict[str, Any]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         return digest(self.recipe)
 
@@ -144,6 +146,12 @@ class Plan:
     def rendered(self) -> bool:
         """Whether the workflow makes the videos itself."""
         return isinstance(self.config.videos, Rendered)
+
+    @property
+    def clips_token(self) -> str:
+        """Changes when the clips that the workflow renders do."""
+        source = self.config.videos
+        return digest([source.recipe(), demo.NUMERICS])[:16] if isinstance(source, Rendered) else ""
 
     @property
     def root(self) -> Path:
@@ -211,8 +219,9 @@ class Plan:
         for folder in {os.path.dirname(v.path) for v in self.videos.videos if v.path}:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
-                    info = entry.stat()
-                    found[f"{folder}/{entry.name}" if folder else entry.name] = (info.st_size, info.st_mtime_ns)
+                    with suppress(OSError):  # a link to nothing is no video of the list
+                        info = entry.stat()
+                        found[f"{folder}/{entry.name}" if folder else entry.name] = (info.st_size, info.st_mtime_ns)
         return found
 
     @lru_cache  # noqa: B019 (a plan lives as long as the process)
@@ -237,36 +246,55 @@ class Plan:
             raise UserError(
                 "unknown split", where=config_path(self.dataset), got=split, fix=nearest(split, self.config.splits)
             )
-        column = self.videos.splits.index(split)
-        train = [[v.id, v.labels] for v in self.videos.videos if v.splits[column] == "train"]
         value = {
             "head": config.recipe(),
             "numerics": NUMERICS[config.kind],
             "stores": {m: self.store(m, split).digest for m in config.features},
             "classes": self.videos.classes,
-            "train": digest(train),
+            "train": self._trained_on(split),
             "split": split,
         }
         if isinstance(config, TsnConfig) and config.network.weights is not None:
             value["weights"] = _weights_digest(config.network.weights, f"heads.{head}")
         return Run(self, head, split, value)
 
+    @lru_cache  # noqa: B019
+    def _trained_on(self, split: str) -> str:
+        """Digest of the training videos and their labels."""
+        column = self.videos.splits.index(split)
+        return digest([[v.id, v.labels] for v in self.videos.videos if v.splits[column] == "train"])
+
+    @cached_property
+    def _stores(self) -> dict[str, Store]:
+        found = [self.store(e, s) for e in self.config.extractors for s in self.config.splits]
+        return {store.name: store for store in found}
+
+    @cached_property
+    def _runs(self) -> dict[str, Run]:
+        found = [self.run(head, split) for head in self.config.heads for split in self.config.splits]
+        return {run.name: run for run in found}
+
     def stores(self) -> list[Store]:
         """Every store that the dataset needs."""
-        found = [self.store(e, s) for e in self.config.extractors for s in self.config.splits]
-        return list({store.name: store for store in found}.values())
+        return list(self._stores.values())
 
     def runs(self) -> list[Run]:
         """Every run that the dataset needs."""
-        return [self.run(head, split) for head in self.config.heads for split in self.config.splits]
+        return list(self._runs.values())
 
     def store_named(self, name: str) -> Store:
         """The store in the folder `name`."""
-        return next(store for store in self.stores() if store.name == name)
+        return self._made("store", name, self._stores)
 
     def run_named(self, name: str) -> Run:
         """The run in the folder `name`."""
-        return next(run for run in self.runs() if run.name == name)
+        return self._made("run", name, self._runs)
+
+    def _made(self, what: str, name: str, known: Mapping[str, T]) -> T:
+        if name not in known:
+            fix = nearest(name, known)
+            raise UserError(f"no {what} of this config", where=config_path(self.dataset), got=name, fix=fix)
+        return known[name]
 
     def _named(self, kind: str, name: str) -> Any:
         known = getattr(self.config, kind)

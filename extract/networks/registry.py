@@ -93,7 +93,7 @@ def build(
     pretrained = weights == "DEFAULT"
     make = _timm if library == "timm" else _torchvision
     whole, spec = make(name, pretrained, in_chans, dict(options or {}))
-    if state and not ours:
+    if isinstance(weights, Path) and not ours:
         fill(whole, state, str(weights))
     trunk, classifier, feature_dim = _split(whole, library)
     if "input" in notes:

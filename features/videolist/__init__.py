@@ -1,37 +1,59 @@
-"""Video lists: which videos there are, their labels and splits, from the annotation files as they are published.
+"""Video lists: which videos a dataset has, their labels, their splits, and where they are.
 
-source = Ucf101Source(format="ucf101", root=Path("videos"), lists=Path("ucfTrainTestlist"))
-videos = resolve(read(source), source.root)
+A format is a module with `read` (a pure function of its annotation files) and `files` (which those are). Reading,
+ordering and finding are three steps, so that a plan needs no video and a new container no new list:
+
+    videos = read(source)                                  # what the annotation files say, paths not known
+    videos = append(load(path), videos)                    # in the order that shards already follow
+    videos = resolve(videos, source.root)                  # paths of the files that are there
+    save(videos, path)                                     # work/<dataset>/videos.csv
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from features.videolist import charades, folder, hmdb51, kinetics, table, ucf101
-from features.videolist.files import resolve
-from features.videolist.model import Video, VideoList, append, problems
+from features.videolist.base import Video, VideoList, append, problems
+from features.videolist.config import Charades, Folder, Hmdb51, Kinetics, Table, Ucf101
+from features.videolist.disk import resolve
 from features.videolist.saved import load, save
 
+AnySource = Ucf101 | Hmdb51 | Kinetics | Charades | Folder | Table
+
+
+def read(source: AnySource) -> VideoList:
+    """The list that a source's annotation files describe, without paths. Raises `UserError` with file and line."""
+    match source:
+        case Ucf101():
+            return ucf101.read(source)
+        case Hmdb51():
+            return hmdb51.read(source)
+        case Kinetics():
+            return kinetics.read(source)
+        case Charades():
+            return charades.read(source)
+        case Folder():
+            return folder.read(source)
+        case Table():
+            return table.read(source)
+
+
+def annotation_files(source: AnySource) -> list[Path]:
+    """What a workflow watches: the files that the list is made from; for a folder per class, the folders."""
+    match source:
+        case Ucf101():
+            return ucf101.files(source)
+        case Hmdb51():
+            return hmdb51.files(source)
+        case Kinetics():
+            return kinetics.files(source)
+        case Charades():
+            return charades.files(source)
+        case Folder():
+            return folder.files(source)
+        case Table():
+            return table.files(source)
+
+
 __all__ = ["Video", "VideoList", "annotation_files", "append", "load", "problems", "read", "resolve", "save"]
-
-_FORMATS: dict[str, ModuleType] = {
-    m.__name__.rpartition(".")[2]: m for m in (charades, folder, hmdb51, kinetics, table, ucf101)
-}
-
-
-def read(source: Any) -> VideoList:
-    """The list that the annotation files of `source` (a config of `features.videolist.config`) make; paths still "".
-
-    Raises `UserError` with file, line, what was expected and what was there.
-    """
-    found: VideoList = _FORMATS[source.format].read(source)
-    return found
-
-
-def annotation_files(source: Any) -> list[Path]:
-    """The files (for `folder` the folders) that the list is made from, which a workflow watches."""
-    found: list[Path] = _FORMATS[source.format].files(source)
-    return found

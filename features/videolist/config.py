@@ -1,83 +1,87 @@
-"""Where a dataset's videos and annotation files are; one config a published format, told apart by `format`."""
+"""Where a dataset's videos and annotations are: the `videos` part of a config, told apart by `format`.
+
+videos: {format: ucf101, root: data/ucf101/videos, lists: data/ucf101/ucfTrainTestlist}
+"""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator
 
 from features.recipe import Config
 
 
-class Ucf101Source(Config):
-    """UCF101: `lists` is the folder with classInd.txt, trainlist0k.txt and testlist0k.txt; splits 1, 2, 3."""
+class Source(Config):
+    """What every source has."""
+
+    root: Path = Field(description="folder that the listed names are relative to")
+
+
+class Ucf101(Source):
+    """UCF101: ``classInd.txt``, ``trainlist0k.txt`` and ``testlist0k.txt``, k = 1, 2, 3."""
 
     format: Literal["ucf101"]
-    root: Path
-    lists: Path
+    lists: Path = Field(description="folder of the lists")
 
 
-class Hmdb51Source(Config):
-    """HMDB51: `lists` is the folder with ``<class>_test_split{1,2,3}.txt``; splits 1, 2, 3."""
+class Hmdb51(Source):
+    """HMDB51: ``<class>_test_split<k>.txt``, k = 1, 2, 3; a video is at ``<root>/<class>/<name>``."""
 
     format: Literal["hmdb51"]
-    root: Path
-    lists: Path
+    lists: Path = Field(description="folder of the lists")
 
 
-class KineticsSource(Config):
-    """Kinetics: CSV files ``label,youtube_id,time_start,time_end,split``; the split `val` trains on `train`, tests on
-    `val`."""
+class Kinetics(Source):
+    """Kinetics: CSV files of label, youtube_id, time_start, time_end, split; a video is at ``<root>/<label>/``."""
 
     format: Literal["kinetics"]
-    root: Path
-    train: Path
-    val: Path
+    train: Path = Field(description="what the splits `val` and `test` train on")
+    val: Path = Field(description="what the split `val` tests on")
+    test: Path | None = Field(None, description="what the split `test` tests on; with labels")
 
 
-class CharadesSource(Config):
-    """Charades: the two CSV files and Charades_v1_classes.txt; several labels a video; split 1."""
+class Charades(Source):
+    """Charades: several actions a video, or none; one split, "1"."""
 
     format: Literal["charades"]
-    root: Path
-    train: Path
-    test: Path
-    classes: Path
+    train: Path = Field(description="Charades_v1_train.csv")
+    test: Path = Field(description="Charades_v1_test.csv")
+    classes: Path = Field(description="Charades_v1_classes.txt")
 
 
-class FolderSource(Config):
-    """A folder per class under `root`, or under ``root/train`` and one of ``root/test``, ``root/val``; split 1.
+TestShare = Annotated[float, Field(gt=0, lt=1, description="share of groups held out, where no split is given")]
 
-    Without those, a share `test_share` of each class is held out: whole videos, chosen by a hash of their ids, so that
-    more videos move none from one side to the other.
-    """
+
+class Folder(Source):
+    """A folder per class, below ``train`` and ``val`` or ``test`` where there are such folders."""
 
     format: Literal["folder"]
-    root: Path
-    test_share: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    test_share: TestShare = 0.25
+    group: str | None = Field(None, description="regular expression; its first group, searched in an id, is the group")
+
+    @field_validator("group")
+    @classmethod
+    def _one_group(cls, pattern: str | None) -> str | None:
+        try:
+            groups = 1 if pattern is None else re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"a regular expression ({error})") from None
+        if groups < 1:
+            raise ValueError("a regular expression with a group, such as '_(g[0-9]+)_'")
+        return pattern
 
 
-class TableSource(Config):
-    """A CSV with the columns path, label, and a column for each split holding train, test or nothing; group optional.
-
-    Columns beside path, label and group are splits. `multi_label`: label holds any number of labels between semicolons.
-    """
+class Table(Source):
+    """A CSV with the columns path, label, any of split, split1, split2, ..., and group."""
 
     format: Literal["table"]
-    root: Path
-    file: Path
-    multi_label: bool = False
-    classes: tuple[str, ...] | None = Field(None, description="the classes in order; default: sorted, as they occur")
-
-    @model_validator(mode="after")
-    def _classes_differ(self) -> Self:
-        if self.classes is not None and len(set(self.classes)) != len(self.classes):
-            raise ValueError("each class once")
-        return self
+    list: Path = Field(description="the CSV file")
+    classes: Path | None = Field(None, description="all class names in order, one a line; sorted names where not given")
+    multi_label: bool = Field(False, description="labels are separated by ;")
+    test_share: TestShare = 0.25
 
 
-VideoSource = Annotated[
-    Ucf101Source | Hmdb51Source | KineticsSource | CharadesSource | FolderSource | TableSource,
-    Field(discriminator="format"),
-]
+VideoSource = Annotated[Ucf101 | Hmdb51 | Kinetics | Charades | Folder | Table, Field(discriminator="format")]

@@ -1,53 +1,91 @@
-"""The list as it is kept: a CSV with its classes and splits in comment lines, so that the order of shards stands."""
+"""``videos.csv``: the list as it stands, in the order that the shards follow. Two comment lines, then one row a video.
+
+save(videos, Path("work/ucf6/videos.csv"))
+pandas.read_csv("work/ucf6/videos.csv", comment="#")
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from features.atomic import write_bytes
 from features.errors import UserError
-from features.videolist.model import Video, VideoList
+from features.videolist.base import SIDES, Video, VideoList
+from features.videolist.names import place, refusal
 
-COLUMNS = ["id", "path", "labels", "splits", "group"]
-FIX = "remove it: the list is read again from the annotation files"
+TITLE = "# framepool video list 1"
+COLUMNS = ("id", "path", "labels", "group")
+FIX = "restore it, or remove it: then the list starts anew, and so do the shards"
 
 
-def save(lst: VideoList, path: Path) -> None:
-    """Write `lst` to `path`, whole or not at all; pandas reads it with ``comment="#"``."""
-    head = {"classes": lst.classes, "splits": lst.splits, "multi_label": lst.multi_label}
-    text = io.StringIO()
-    text.write(f"#{json.dumps(head)}\n")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for v in lst.videos:
-        writer.writerow([v.id, v.path, " ".join(map(str, v.labels)), "|".join(v.splits), v.group])
-    write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))
+def save(videos: VideoList, path: Path) -> None:
+    """Write the list, whole or not at all."""
+    head = {"classes": videos.classes, "splits": videos.splits, "multi_label": videos.multi_label}
+    data = io.BytesIO()
+    text = io.TextIOWrapper(data, encoding="utf-8", newline="", write_through=True)
+    text.write(f"{TITLE}\n# {json.dumps(head)}\n")
+    # All is quoted because a # outside of quotes starts a comment, and HMDB51 has names that start with one.
+    rows = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    rows.writerow([*COLUMNS, *(f"split {split}" for split in videos.splits)])
+    labels = {video.labels: ";".join(map(str, video.labels)) for video in videos.videos}
+    rows.writerows([v.id, v.path, labels[v.labels], v.group, *v.splits] for v in videos.videos)
+    write_bytes(path, data.getvalue())
 
 
 def load(path: Path) -> VideoList:
-    """What `save` wrote. Raises `UserError` where it is damaged."""
+    """Read what `save` wrote. Raises `UserError` with the line where it is something else."""
     try:
-        text = path.read_bytes().decode("utf-8", "surrogateescape")
-        first, _, rest = text.partition("\n")
-        head = json.loads(first.removeprefix("#"))
-        reader = csv.reader(io.StringIO(rest, newline=""))
-        if next(reader) != COLUMNS:
-            raise ValueError(f"expected the columns {','.join(COLUMNS)}")
-        shared: dict[str, tuple[str, ...]] = {}
-        labels: dict[str, tuple[int, ...]] = {}
-        videos = tuple(
-            Video(
-                row[0],
-                row[1],
-                labels.setdefault(row[2], tuple(map(int, row[2].split()))),
-                shared.setdefault(row[3], tuple(row[3].split("|"))),
-                row[4],
-            )
-            for row in reader
-        )
-        return VideoList(videos, tuple(head["classes"]), tuple(head["splits"]), bool(head["multi_label"]))
-    except (ValueError, KeyError, IndexError, StopIteration, TypeError) as error:
-        raise UserError("damaged video list", where=path, got=repr(error), fix=FIX) from None
+        with path.open(encoding="utf-8", newline="") as stream:
+            title, head = stream.readline().rstrip("\n"), stream.readline()
+            if title != TITLE:
+                raise _damaged(path, 1, TITLE, title)
+            return _load(path, head, csv.reader(stream, strict=True))
+    except FileNotFoundError:
+        raise UserError("video list is missing", where=path, fix="run `framepool index` to make it") from None
+    except UnicodeDecodeError:
+        raise _damaged(path, 0, "UTF-8", "other bytes") from None
+    except csv.Error as error:
+        raise _damaged(path, 0, "a CSV file", str(error)) from None
+
+
+def _load(path: Path, head: str, rows: Iterator[list[str]]) -> VideoList:
+    try:
+        facts = json.loads(head.removeprefix("# "))
+        found = VideoList((), tuple(facts["classes"]), tuple(facts["splits"]), facts["multi_label"])
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(path, 2, "# {classes, splits, multi_label}", head.strip()) from None
+    header = [*COLUMNS, *(f"split {split}" for split in found.splits)]
+    if (got := next(rows, [])) != header:
+        raise _damaged(path, 3, ",".join(header), ",".join(got))
+    label_sets: dict[str, tuple[int, ...] | None] = {}
+    side_sets: dict[tuple[str, ...], tuple[str, ...]] = {}
+    videos: dict[str, Video] = {}
+    for line, row in enumerate(rows, 4):
+        if len(row) != len(header):
+            raise _damaged(path, line, f"{len(header)} columns", ",".join(row))
+        id, file, cell, group, *rest = row
+        if cell not in label_sets:
+            label_sets[cell] = _indices(cell, len(found.classes))
+        labels = label_sets[cell]
+        sides = side_sets.setdefault(tuple(rest), tuple(rest))
+        if not id or id in videos or labels is None or any(side not in SIDES for side in sides):
+            raise _damaged(path, line, "a row of a video", ",".join(row))
+        if file and refusal(file):
+            raise _damaged(path, line, "a path below the root", file)
+        videos[id] = Video(id, file, labels, sides, group)
+    return VideoList(tuple(videos.values()), found.classes, found.splits, found.multi_label)
+
+
+def _indices(cell: str, classes: int) -> tuple[int, ...] | None:
+    """The labels of a cell; None where it holds anything else."""
+    parts = cell.split(";") if cell else []
+    labels = tuple(int(part) for part in parts if part.isdecimal() and int(part) < classes)
+    return labels if len(labels) == len(parts) else None
+
+
+def _damaged(path: Path, line: int, expected: str, got: str) -> UserError:
+    return UserError("damaged video list", where=place(path, line), expected=expected, got=got[:80], fix=FIX)

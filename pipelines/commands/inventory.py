@@ -18,8 +18,8 @@ from typing import Any
 from features.atomic import Disk, Lock
 from features.errors import UserError, nearest
 from features.manifest import Manifest, read_manifest, shards
-from features.outcome import counts
 from pipelines import plan as plans
+from pipelines.commands.stage_one import in_words
 from pipelines.plan import Plan
 
 
@@ -56,7 +56,7 @@ def _list(plan: Plan, folder: Path) -> None:
         if manifests:
             first = manifests[0]
             print(f"  row {'x'.join(map(str, first.row_shape))} {first.dtype}; {_statistics(manifests)}")
-            print(f"  outcomes {counts(o for m in manifests for o in m.outcomes)}")
+            print(f"  outcomes {in_words(o for m in manifests for o in m.outcomes)}")
             print(f"  recipe {json.dumps(first.recipe, sort_keys=True)}")
 
 

@@ -8,27 +8,27 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from extract.shard import Item, Task, extract_shard
 from features import videolist
 from features.atomic import make_folder, write_json
 from features.errors import DamagedStore, FramepoolError, TooManyBad, UserError, printable
-from features.manifest import Manifest
-from features.outcome import FAILED, counts
+from features.manifest import Manifest, read_manifest
+from features.outcome import FAILED, Outcome, counts
 from features.recipe import digest
-from features.store import read_manifest, retire, verify_shard
 from pipelines import plan as plans
 from pipelines.config import Rendered, config_path
 from pipelines.datasets import demo
 from pipelines.plan import Store
-from pipelines.sizes import store_bytes
 
 CACHE = plans.WORK / "cache"  # converted networks, shared by all datasets
 
 
 def index(args: Namespace) -> None:
     """Write the list to work/<dataset>/videos.csv, and print it in short."""
+    from pipelines.sizes import store_bytes
+
     plan = plans.of(args.dataset)
     videos = plan.videos
     make_folder(plan.work)
@@ -78,6 +78,8 @@ def gather(args: Namespace) -> None:
 
 def verify(args: Namespace) -> None:
     """Every shard of every store of the config; with `--repair` extract again what is damaged or missing."""
+    from features.store import retire, verify_shard
+
     plan = plans.of(args.dataset)
     damaged = 0
     for store in plan.stores():
@@ -98,7 +100,14 @@ def verify(args: Namespace) -> None:
     print(f"{args.dataset}: " + (f"{damaged} shards repaired" if damaged else "all shards match their manifests"))
 
 
+def in_words(outcomes: Iterable[Outcome]) -> str:
+    """Such as ``250 ok, 6 partial``."""
+    return ", ".join(f"{n} {name}" for name, n in counts(outcomes).items())
+
+
 def _extract(store: Store, shard: int, threads: int) -> Manifest:
+    from extract.shard import Item, Task, extract_shard
+
     plan, config = store.plan, store.plan.config.extractors[store.extractor]
     run = store.trained_by
     if run is not None and isinstance(store.weights, Path) and not store.weights.exists():
@@ -117,8 +126,7 @@ def _extract(store: Store, shard: int, threads: int) -> Manifest:
         cache=CACHE,
     )
     manifest = extract_shard(task, workers=threads)
-    found = counts(manifest.outcomes)
-    print(f"{store.name} shard {shard}: {manifest.rows} rows; " + ", ".join(f"{n} {name}" for name, n in found.items()))
+    print(f"{store.name} shard {shard}: {manifest.rows} rows; {in_words(manifest.outcomes)}")
     return manifest
 
 
@@ -147,7 +155,7 @@ def _gather(store: Store) -> None:
     if share > plan.config.max_bad_share:
         lines = [f"  {printable(i)}: {o.outcome}: {printable(o.reason)}" for i, o in bad[:20]]
         more = [f"  ... and {len(bad) - 20} more"] if len(bad) > 20 else []
-        print("\n".join([f"{store.name}: {counts(outcomes)}", *lines, *more]), file=sys.stderr)
+        print("\n".join([f"{store.name}: {in_words(outcomes)}", *lines, *more]), file=sys.stderr)
         expected = f"at most {plan.config.max_bad_share:.1%}"
         fix = "mend the files, or raise max_bad_share in the config"
         raise TooManyBad("too many videos failed", where=store.folder, expected=expected, got=f"{share:.1%}", fix=fix)
@@ -162,4 +170,4 @@ def _gather(store: Store) -> None:
         "not_ok": [{"id": i, **o.to_json()} for i, o in zip(ids, outcomes, strict=True) if o.outcome != "ok"],
     }
     write_json(store.folder / "store.json", summary)
-    print(f"{store.name}: {summary['rows']} rows, {summary['bytes']} bytes, {counts(outcomes)}")
+    print(f"{store.name}: {summary['rows']} rows, {summary['bytes']} bytes; {in_words(outcomes)}")

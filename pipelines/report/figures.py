@@ -166,17 +166,21 @@ def short(name: str, limit: int = 24) -> str:
 def _curves(axes: Any, lines: Sequence[Sequence[float | None]], colour: str, style: str, label: str) -> None:
     lines = [line for line in lines if any(value is not None for value in line)]
     for line in lines if len(lines) > 1 else ():
-        axes.plot(range(1, len(line) + 1), _gaps(line), color=colour, alpha=0.22, linewidth=0.8, linestyle=style)
+        axes.plot(*_points(line), color=colour, alpha=0.22, linewidth=0.8, linestyle=style)
     if lines:
         longest = max(len(line) for line in lines)
         middle = [mean(line[epoch] for line in lines if epoch < len(line)) for epoch in range(longest)]
-        marker = "o" if longest == 1 else ""
-        name = label.replace("_", " ")
-        axes.plot(range(1, longest + 1), _gaps(middle), color=colour, linestyle=style, marker=marker, label=name)
+        epochs, values = _points(middle)
+        marker = "o" if (len(epochs) <= 12 and len(epochs) < longest) or longest == 1 else ""  # tested now and then
+        axes.plot(
+            epochs, values, color=colour, linestyle=style, marker=marker, markersize=3.5, label=label.replace("_", " ")
+        )
 
 
-def _gaps(values: Sequence[float | None]) -> list[float]:
-    return [np.nan if value is None else value for value in values]
+def _points(values: Sequence[float | None]) -> tuple[list[int], list[float]]:
+    """Epochs (from 1) and values, where there is one."""
+    found = [(epoch, value) for epoch, value in enumerate(values, 1) if value is not None]
+    return [epoch for epoch, _ in found], [value for _, value in found]
 
 
 def _title(metric: str) -> str:

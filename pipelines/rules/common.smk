@@ -5,6 +5,15 @@ def annotations(wildcards):
     return plan.of(wildcards.dataset).annotations
 
 
+def clips_of(wildcards):
+    here = plan.of(wildcards.dataset)
+    return here.annotations if here.rendered else []
+
+
+def clips_token(wildcards):
+    return plan.of(wildcards.dataset).clips_token
+
+
 def store_of(wildcards):
     return plan.of(wildcards.dataset).store_named(wildcards.store)
 
@@ -44,7 +53,7 @@ def stores_of(wildcards):
 
 def everything_of(wildcards):
     here = plan.of(wildcards.dataset)
-    return [item.summary for item in (*here.stores(), *here.runs())]
+    return [str(here.list_file), *(item.summary for item in (*here.stores(), *here.runs()))]
 
 
 def device_count(wildcards):

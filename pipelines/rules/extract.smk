@@ -6,11 +6,15 @@ rule render:
         "work/{dataset}/rendered.json",
     log:
         "work/{dataset}/logs/render.log",
+    params:
+        clips=clips_token,
     threads: 16
     shell:
         "framepool render {wildcards.dataset} --threads {threads} > {log:q} 2>&1"
 
 
+# Jobs read the annotation files themselves and come to the same order as this list keeps, so a shard does not wait for
+# it: Snakemake overlooks what else changed for a job below one that runs.
 rule index:
     input:
         annotations,
@@ -20,13 +24,14 @@ rule index:
         "work/{dataset}/logs/index.log",
     params:
         list=list_token,
+    priority: 1
     shell:
         "framepool index {wildcards.dataset} > {log:q} 2>&1"
 
 
 rule extract:
     input:
-        videos=ancient("work/{dataset}/videos.csv"),
+        clips=clips_of,
         weights=weights_of,
     output:
         "work/{dataset}/features/{store}/{shard}.json",

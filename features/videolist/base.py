@@ -1,0 +1,140 @@
+"""A video list: one row a video, in an order that only grows.
+
+found = Gathered(["1"])
+found.add("Archery/a", ("Archery",), "g01", ("train",), path, line)
+videos = found.finish(["Archery"], path)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from features.errors import UserError
+from features.videolist.names import place
+
+TRAIN, TEST, UNUSED = SIDES = ("train", "test", "")
+
+
+class Video(NamedTuple):
+    """A video as its dataset lists it."""
+
+    id: str  # the listed path without suffix, relative to the root: "Archery/v_Archery_g01_c01"
+    path: str  # the file that was found, relative to the root; "" where there is none
+    labels: tuple[int, ...]  # indices into the list's classes, ascending
+    splits: tuple[str, ...]  # "train", "test" or "" for each of the list's splits
+    group: str  # videos of one group (one source, one person) are never on both sides; "" where it is not known
+
+
+@dataclass(frozen=True)
+class VideoList:
+    """The videos of a dataset with the names that their labels and splits refer to."""
+
+    videos: tuple[Video, ...]
+    classes: tuple[str, ...]
+    splits: tuple[str, ...]
+    multi_label: bool = False
+
+
+class Gathered:
+    """Videos as annotation lines name them, one after the other. Refuses what is said twice."""
+
+    def __init__(self, splits: Sequence[str]) -> None:
+        self.splits = tuple(splits)
+        self._found: dict[str, tuple[tuple[str, ...], str, tuple[str | None, ...]]] = {}
+
+    def add(
+        self, id: str, classes: tuple[str, ...], group: str, sides: tuple[str | None, ...], path: Path, line: int = 0
+    ) -> None:
+        """A line that puts video `id` on these sides of the splits; None where it says nothing of a split."""
+        old = self._found.get(id)
+        if old is not None:
+            where = place(path, line)
+            if old[0] != classes:
+                raise UserError("video of two classes", where=where, expected=_words(old[0]), got=_words(classes))
+            sides = tuple(self._merged(*pair, id, where) for pair in zip(self.splits, old[2], sides, strict=True))
+        self._found[id] = (classes, group, sides)
+
+    def finish(self, order: Iterable[str], where: Path, *, multi_label: bool = False) -> VideoList:
+        """The list, with those classes of `order` that occur."""
+        if not self._found:
+            raise UserError("empty list", where=where, expected="at least one video", got="none")
+        occurring = {name for classes, _, _ in self._found.values() for name in classes}
+        classes = tuple(name for name in dict.fromkeys(order) if name in occurring)
+        if not classes:
+            raise UserError("list without labels", where=where, expected="at least one labelled video", got="none")
+        for name in classes:
+            if not name.isprintable():
+                raise UserError("class name refused", where=where, expected="printable characters", got=repr(name))
+        if len(classes) == 1 and not multi_label:
+            raise UserError("nothing to tell apart", where=where, expected="two classes or more", got=classes[0])
+        # 300,000 videos share a few hundred tuples.
+        index = {name: number for number, name in enumerate(classes)}
+        label_sets = {names: tuple(sorted({index[n] for n in names})) for names, _, _ in self._found.values()}
+        side_sets = {sides: tuple(side or UNUSED for side in sides) for _, _, sides in self._found.values()}
+        videos = tuple(
+            Video(id, "", label_sets[names], side_sets[sides], group)
+            for id, (names, group, sides) in self._found.items()
+        )
+        return VideoList(videos, classes, self.splits, multi_label)
+
+    @staticmethod
+    def _merged(split: str, before: str | None, now: str | None, id: str, where: str) -> str | None:
+        if before is None or now is None:
+            return now if before is None else before
+        if before == now:
+            raise UserError("video listed twice", where=where, expected="one line a video", got=id)
+        expected = f"{before or 'unused'} in split {split}, as above"
+        raise UserError("video on two sides", where=where, expected=expected, got=f"{now or 'unused'} for {id}")
+
+
+def append(previous: VideoList, new: VideoList) -> VideoList:
+    """`new` in the order of `previous`, and at the end what `previous` lacks: full shards stay as they are."""
+    by_id = {video.id: video for video in new.videos}
+    old = [kept for video in previous.videos if (kept := by_id.pop(video.id, None)) is not None]
+    return replace(new, videos=(*old, *by_id.values()))
+
+
+def problems(videos: VideoList) -> list[str]:
+    """What is wrong with a list but does not stop it, a line each: missing files, classes that nothing is known of,
+    groups on both sides of a split. Call it with a resolved list."""
+    return [*_missing(videos), *_classes(videos), *_overlap(videos)]
+
+
+def _missing(videos: VideoList) -> Iterator[str]:
+    missing = [video.id for video in videos.videos if not video.path]
+    if missing:
+        yield f"{len(missing)} of {len(videos.videos)} videos have no file: {_few(missing)}"
+
+
+def _classes(videos: VideoList) -> Iterator[str]:
+    if len(videos.classes) == 1:
+        yield f"only one class: {videos.classes[0]}; there is nothing to tell apart"
+    for number, split in enumerate(videos.splits):
+        for side, word in ((TRAIN, "training"), (TEST, "test")):
+            shown = {label for video in videos.videos if video.splits[number] == side for label in video.labels}
+            without = [name for label, name in enumerate(videos.classes) if label not in shown]
+            if len(without) == len(videos.classes):
+                yield f"split {split}: no {word} videos"
+            elif without:
+                yield f"split {split}: classes without {word} videos, {len(without)} of them: {_few(without)}"
+
+
+def _overlap(videos: VideoList) -> Iterator[str]:
+    for number, split in enumerate(videos.splits):
+        train, test = (
+            {video.group: None for video in videos.videos if video.splits[number] == side} for side in (TRAIN, TEST)
+        )
+        both = [group for group in train if group and group in test]
+        if both:
+            yield f"split {split}: groups in both training and test, {len(both)} of them: {_few(both)}"
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _words(names: tuple[str, ...]) -> str:
+    return ";".join(names) or "none"

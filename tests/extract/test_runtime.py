@@ -1,0 +1,178 @@
+"""Runtimes agree with each other and with a network's known outputs; what was converted once stays converted (F40)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from extract.config import NetworkConfig, Rgb, Transform
+from extract.runtime import Model, _cached, engine, prepare
+from features.errors import UserError
+from features.recipe import file_sha256
+from tests.extract.photos import config, photos, reference, relative
+from tests.media import needs_shared, write_network
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runtime")
+    write_network(folder / "w.safetensors", "test_resnet")
+    return folder
+
+
+def model(folder: Path, **fields: Any) -> Model:
+    network = NetworkConfig(name="test_resnet", weights=folder / "w.safetensors")
+    values = {"kind": "rgb", "network": network, "transform": Transform(resize=64, crop=64), "batch": 4, **fields}
+    return Model(Rgb.model_validate(values), folder / "w.safetensors")
+
+
+def noise(count: int, seed: int = 0) -> Pixels:
+    """(n, 64, 64, 3)."""
+    return np.random.default_rng(seed).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+def rows(which: Model, folder: Path, batches: list[Pixels], threads: int = 1) -> npt.NDArray[np.float32]:
+    facts = prepare(which, folder / "cache")
+    return np.concatenate(list(engine(which, facts, folder / "cache", threads=threads)(batches)))
+
+
+def batches(pixels: Pixels, size: int = 4) -> list[Pixels]:
+    return [pixels[at : at + size] for at in range(0, len(pixels), size)]
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_a_runtime_agrees_with_the_plain_network(folder: Path, runtime: str) -> None:
+    import torch
+
+    from extract.networks import build
+
+    network, pixels = build("test_resnet", weights=folder / "w.safetensors"), noise(10)
+    spec = network.input
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
+    with torch.no_grad():
+        plain = network.trunk((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std).numpy()
+    got = rows(model(folder, runtime=runtime), folder, batches(pixels))
+    assert got.dtype == np.float32 and got.shape == (10, network.feature_dim)
+    assert relative(got, plain) < 1e-5
+
+
+def test_runtimes_batch_shapes_and_threads_agree(folder: Path) -> None:
+    first = rows(model(folder, runtime="openvino"), folder, batches(noise(10)))
+    for runtime in ("openvino", "torch"):
+        assert relative(rows(model(folder, runtime=runtime), folder, batches(noise(10)), threads=2), first) < 1e-5
+    assert relative(rows(model(folder, batch=10), folder, [noise(10)]), first) < 1e-5
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_bf16_is_a_choice_and_near(folder: Path, runtime: str) -> None:
+    exact = rows(model(folder, runtime=runtime), folder, batches(noise(8)))
+    rounded = rows(model(folder, runtime=runtime, precision="bf16"), folder, batches(noise(8)))
+    assert rounded.dtype == np.float32
+    assert relative(rounded, exact) < 0.05
+
+
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_a_short_batch_gives_the_bytes_of_a_padded_one(folder: Path, runtime: str) -> None:
+    """Whatever the slots of the batch held before: the rest is zeros."""
+    which = model(folder, runtime=runtime)
+    pixels = noise(9)
+    first = rows(which, folder, [pixels[:4], pixels[4:8], pixels[8:]])
+    alone = rows(which, folder, [pixels[8:]])
+    padded = rows(which, folder, [np.concatenate([pixels[8:], np.zeros_like(pixels[:3])])])
+    assert first[8:].tobytes() == alone.tobytes() == padded[:1].tobytes()
+    assert first.tobytes() == rows(which, folder, [pixels[:4], pixels[4:8], pixels[8:]]).tobytes()
+
+
+def test_batches_are_taken_one_ahead_and_answered_in_order(folder: Path) -> None:
+    which = model(folder)
+    facts = prepare(which, folder / "cache")
+    taken: list[int] = []
+
+    def source() -> Any:
+        for number in range(4):
+            taken.append(number)
+            yield noise(4, seed=number)
+
+    answers = engine(which, facts, folder / "cache", threads=1)(source())
+    first = next(answers)
+    assert taken == [0, 1]
+    np.testing.assert_array_equal(first, rows(which, folder, [noise(4, seed=0)]))
+    assert len(list(answers)) == 3
+    assert list(engine(which, facts, folder / "cache", threads=1)([])) == []
+
+
+def test_facts_are_what_the_weights_lead_to(folder: Path) -> None:
+    facts = prepare(model(folder), folder / "cache")
+    assert facts["weights_sha256"] == file_sha256(folder / "w.safetensors")
+    assert facts["feature_dim"] == model(folder).facts()["feature_dim"] > 0
+    assert facts["transform"]["crop"] == 64 and facts["transform"]["interpolation"] in ("bilinear", "bicubic")
+    default = model(folder, transform=Transform()).facts()["transform"]
+    assert default["resize"] >= default["crop"] > 0 and len(default["mean"]) == len(default["std"]) == 3
+
+
+def test_the_second_time_converts_nothing_and_imports_no_torch(folder: Path) -> None:
+    prepare(model(folder), folder / "cache")
+    before = {p: p.stat().st_mtime_ns for p in (folder / "cache").glob("test_resnet-*/*")}
+    code = (
+        "import sys; from pathlib import Path; from tests.extract.test_runtime import *\n"
+        "folder = Path(sys.argv[1]); which = model(folder)\n"
+        "got = rows(which, folder, [noise(4)])\n"
+        "print(*[m for m in ('torch', 'timm', 'torchvision') if m in sys.modules], got.shape[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == ["4"]
+    assert {p: p.stat().st_mtime_ns for p in (folder / "cache").glob("test_resnet-*/*")} == before
+
+
+def test_every_other_network_has_a_place_of_its_own(folder: Path, tmp_path: Path) -> None:
+    write_network(tmp_path / "w.safetensors", "test_resnet", seed=1)
+    crop = Transform(resize=64, crop=32)
+    models = [model(folder), model(tmp_path), model(folder, batch=5), model(folder, transform=crop)]
+    models.append(model(folder, runtime="torch"))
+    assert len({_cached(m, folder) for m in models}) == len(models)
+    assert _cached(model(folder, precision="bf16"), folder) == _cached(model(folder), folder)
+
+
+def test_weights_that_do_not_fit_are_the_users_to_mend(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"weights do not load: .*w.safetensors"):
+        prepare(model(tmp_path), tmp_path / "cache")  # the message crosses a process border
+    with pytest.raises(UserError, match=r"weights do not fit: .*they are of name 'test_resnet', .* 'resnet5'"):
+        model(folder, network=NetworkConfig(name="resnet5", weights=folder / "w.safetensors")).facts()
+
+
+def test_a_device_that_is_not_here(folder: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    which = model(folder, device="cuda")
+    with pytest.raises(UserError, match="no CUDA device here: test_resnet; set `device: cpu`, or run elsewhere"):
+        engine(which, prepare(which, folder / "cache"), folder / "cache", threads=1)
+
+
+@needs_shared
+@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+def test_the_shared_mobilenet_gives_its_reference_features(runtime: str, tmp_path: Path) -> None:
+    which = Model(config(runtime), config(runtime).network.weights)  # type: ignore[arg-type]
+    got = rows(which, tmp_path, batches(photos(), 8), threads=2)
+    expected = reference()["features"]
+    assert got.shape == expected.shape
+    assert relative(got, expected) < 1e-4
+    assert max(relative(g, e) for g, e in zip(got, expected, strict=True)) < 1e-4
+    assert relative(got.astype(np.float16), expected) < 5e-4

@@ -1,0 +1,115 @@
+"""Every sampler against a slow, readable reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from extract.config import Clips, Every, Fps, Segments, Uniform
+from extract.sampling import equal_intervals, rows, span
+
+counts, small = st.integers(1, 400), st.integers(1, 40)
+
+
+def times(total: int, step_us: int = 40_000) -> np.ndarray:
+    return np.arange(total, dtype=np.int64) * step_us
+
+
+@given(counts, small)
+def test_uniform(total: int, n: int) -> None:
+    found = []
+    for j in range(n):
+        middle = int((j + 0.5) * total / n)
+        if middle not in found:
+            found.append(middle)
+    assert rows(Uniform(n=n), times(total)).tolist() == [[f] for f in found]
+
+
+@given(counts, small)
+def test_every(total: int, k: int) -> None:
+    assert rows(Every(kind="every", k=k), times(total)).tolist() == [[f] for f in range(total) if f % k == 0]
+
+
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(-1000, 1000), st.sampled_from([1, 2, 7.5, 30])
+)
+def test_fps(steps_ms: list[int], start_ms: int, fps: float) -> None:
+    """The frame on screen at each tick, by true time, whatever the steps between frames and the first time are."""
+    at_us = (start_ms + np.cumsum([0, *steps_ms])) * 1000
+    found: list[int] = []
+    tick = 0
+    while tick / fps * 1e6 <= at_us[-1] - at_us[0] + 0.5:
+        shown = max(f for f in range(len(at_us)) if at_us[f] - at_us[0] <= tick / fps * 1e6 + 0.5)
+        if shown not in found:
+            found.append(shown)
+        tick += 1
+    assert rows(Fps(kind="fps", fps=fps), at_us).tolist() == [[f] for f in found]
+
+
+@given(counts, small, st.integers(1, 20))
+def test_segments(total: int, n: int, length: int) -> None:
+    """TSN's test snippets: the middle one of the ``total - length + 1`` starts of each of n equal segments."""
+    found = []
+    if total >= length:
+        for j in range(n):
+            tick = (total - length + 1) / n
+            start = int(tick / 2 + tick * j)
+            if abs(tick / 2 + tick * j - round(tick / 2 + tick * j)) < 1e-9:  # floating point may fall short of it
+                start = round(tick / 2 + tick * j)
+            if [start + i for i in range(length)] not in found:
+                found.append([start + i for i in range(length)])
+    chosen = rows(Segments(kind="segments", n=n, length=length), times(total))
+    assert chosen.tolist() == found and chosen.shape == (len(found), length)
+
+
+@pytest.mark.parametrize("total", [3, 25, 26, 100, 101, 250])
+def test_segments_are_the_published_formula(total: int) -> None:
+    """mmaction2 and TSN sample int(tick / 2 + tick * x) for x in range(n): n distinct frames where there are enough."""
+    tick = total / 25
+    published = sorted({int(tick / 2.0 + tick * x) for x in range(25)})
+    assert rows(Segments(kind="segments", n=25), times(total)).ravel().tolist() == published
+
+
+@given(counts, st.integers(1, 20), st.integers(1, 5), st.none() | small)
+def test_clips(total: int, frames: int, stride: int, hop: int | None) -> None:
+    found, start = [], 0
+    while True:
+        clip = [start + i * stride for i in range(frames)]
+        if clip[-1] >= total:
+            if not found:
+                found.append([f % total for f in clip])
+            break
+        found.append(clip)
+        start += hop or frames * stride
+    chosen = rows(Clips(kind="clips", frames=frames, stride=stride, hop=hop), times(total))
+    assert chosen.tolist() == found
+
+
+ALL = [
+    Uniform(n=5),
+    Every(kind="every", k=2),
+    Fps(kind="fps", fps=3),
+    Segments(kind="segments", n=4, length=3),
+    Clips(kind="clips", frames=6, stride=2, hop=1),
+]
+
+
+@pytest.mark.parametrize("sampling", ALL, ids=lambda s: s.kind)
+@given(total=counts)
+def test_what_holds_of_all(sampling: Uniform | Every | Fps | Segments | Clips, total: int) -> None:
+    chosen = rows(sampling, times(total))
+    assert chosen.dtype == np.int64 and chosen.shape[1:] == (span(sampling),)
+    assert ((chosen >= 0) & (chosen < total)).all()
+    assert (np.diff(chosen[:, 0]) > 0).all()
+
+
+@pytest.mark.parametrize("sampling", ALL, ids=lambda s: s.kind)
+def test_a_video_without_frames_has_no_rows(sampling: Uniform | Every | Fps | Segments | Clips) -> None:
+    assert rows(sampling, times(0)).shape == (0, span(sampling))
+
+
+def test_equal_intervals_never_overflow_or_round() -> None:
+    assert equal_intervals(10**15, 3).tolist() == [10**15 // 6, 10**15 // 2, 5 * 10**15 // 6]
+    assert equal_intervals(7, 7).tolist() == list(range(7))

@@ -1,0 +1,107 @@
+"""F32, F34: after a change Snakemake redoes what the change touches and nothing else."""
+
+from __future__ import annotations
+
+import copy as copies
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.media import write_network, write_video
+from tests.workflow import world
+
+
+def changed(**changes: Any) -> dict[str, Any]:
+    """The tiny config with values put at dotted places."""
+    config = copies.deepcopy(world.CONFIG)
+    for place, value in changes.items():
+        node, *path = place.split("__")
+        inside = config
+        for part in (node, *path)[:-1]:
+            inside = inside[part]
+        inside[(node, *path)[-1]] = value
+    return config
+
+
+SHARDS = 3
+NEW_STORE = {"extract": SHARDS, "gather": 1, "train": 2, "assemble": 1}
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "jobs"),
+    [
+        ("heads__average__dropout", 0.25, {"train": 1, "assemble": 1}),
+        ("heads__average__train", {"epochs": 3}, {"train": 1, "assemble": 1}),
+        ("heads__ridge__alpha", 2.0, {"train": 1, "assemble": 1}),
+        ("heads__more", {"kind": "ridge", "features": ["rgb"], "alpha": 9.0}, {"train": 1, "assemble": 1}),
+        ("extractors__rgb__sampling", {"kind": "uniform", "n": 5}, NEW_STORE),
+        ("extractors__rgb__batch", 4, NEW_STORE),
+        ("extractors__rgb__runtime", "torch", NEW_STORE),
+        ("extractors__rgb__limits", {"timeout_s": 7.0}, {}),
+        ("extractors__rgb__limits", {"max_frames": 1000}, NEW_STORE),
+        ("extractors__more", {"kind": "pixels", "transform": {"resize": 32, "crop": 32}}, {"extract": 3, "gather": 1}),
+    ],
+)
+def test_a_changed_option_redoes_what_it_touches(
+    made: Path, tmp_path: Path, place: str, value: Any, jobs: dict[str, int]
+) -> None:
+    folder = shutil.copytree(made, tmp_path / "copy")
+    world.write_config(folder, changed(**{place: value}))
+    expected = {**jobs, "assemble": 1} if jobs else jobs
+    assert world.planned(folder) == expected
+
+
+def test_comments_and_the_order_of_keys_change_nothing(copy: Path) -> None:
+    config = dict(reversed(world.CONFIG.items()))
+    world.write_config(copy, config)
+    path = copy / "config" / "tiny.yaml"
+    path.write_text(f"# a comment\n{path.read_text()}")
+    assert world.planned(copy) == {}
+
+
+def test_other_weights_in_the_same_file_are_a_new_store(copy: Path) -> None:
+    write_network(copy / "network.safetensors", "test_resnet", seed=1)
+    assert world.planned(copy) == NEW_STORE
+
+
+@pytest.mark.parametrize("where", ["appended", "inserted"])
+def test_ten_more_videos_redo_the_part_filled_last_shard(copy: Path, where: str) -> None:
+    before = world.store(copy)
+    earlier = [(before / f"{shard:05d}.json").read_bytes() for shard in (0, 1)]
+    listed = [world.name_of(number) for number in range(world.VIDEOS)]
+    fresh = [world.name_of(number) for number in range(world.VIDEOS, world.VIDEOS + 10)]
+    for name in fresh:
+        shutil.copy(copy / "videos" / f"{listed[0]}.avi", copy / "videos" / f"{name}.avi")
+    world.write_list(copy, [*listed, *fresh] if where == "appended" else [*listed[:3], *fresh, *listed[3:]])
+    assert world.planned(copy) == {"index": 1, "extract": 3, "gather": 1, "train": 2, "assemble": 1}
+    printed = world.snakemake(copy)
+    assert printed.count("rule extract:") == 3
+    assert world.store(copy) == before
+    assert [(before / f"{shard:05d}.json").read_bytes() for shard in (0, 1)] == earlier
+    assert len(list(before.glob("0000?.json"))) == 5
+    assert world.planned(copy) == {}
+
+
+def test_a_replaced_video_redoes_its_shard(copy: Path) -> None:
+    write_video(copy / "videos" / f"{world.name_of(5)}.avi", frames=9, seed=99, codec="mpeg4")
+    shard = next(n for n in range(SHARDS) if world.name_of(5) in (world.store(copy) / f"{n:05d}.json").read_text())
+    text = world.snakemake(copy, "results/tiny", "--dry-run")
+    assert world.planned(copy) == {"extract": 1, "gather": 1, "train": 2, "assemble": 1}
+    assert f"{shard:05d}.json" in text
+
+
+def test_a_touched_video_ends_in_the_same_bytes(copy: Path) -> None:
+    store, before = world.store(copy), world.contents(world.store(copy))
+    os.utime(copy / "videos" / f"{world.name_of(5)}.avi")
+    world.snakemake(copy, f"{store.relative_to(copy)}/store.json")
+    assert world.contents(store) == before
+    assert world.planned(copy) == {}
+
+
+def test_a_video_that_turns_up_is_extracted(copy: Path) -> None:
+    name = world.name_of(8)
+    (copy / "videos" / f"{name}.avi").unlink()
+    assert world.planned(copy)["extract"] == 1
