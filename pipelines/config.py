@@ -5,6 +5,7 @@ dataset = load("demo")                           # config/demo.yaml
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,6 +19,7 @@ from features.videolist.config import VideoSource
 from heads.config import HeadConfig, TsnConfig
 
 CONFIGS = Path("config")
+DATASET = r"[a-z0-9_-]+"  # what a dataset may be called; it names folders
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 
 
@@ -83,10 +85,28 @@ def config_path(name: str) -> Path:
 def load(name: str) -> Dataset:
     """Read and validate ``config/<name>.yaml``. Raises `UserError` with the place in the file."""
     path = config_path(name)
-    if not path.is_file():
-        raise UserError("unknown dataset", where=path, expected="a config", got=name, fix=nearest(name, datasets()))
+    if not re.fullmatch(DATASET, name) or len(name) > 100 or not path.is_file():
+        fix = nearest(Path(name).stem, datasets())
+        raise UserError("unknown dataset", where=CONFIGS, expected="the name of a config", got=repr(name), fix=fix)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        _refuse_doubles(yaml.compose(text, yaml.SafeLoader), path)
+        return Dataset.parse(yaml.safe_load(text), str(path))
+    except yaml.MarkedYAMLError as error:
+        where = f"{path}:{error.problem_mark.line + 1}" if error.problem_mark else path
+        raise UserError("not YAML", where=where, got=error.problem or error) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError("not YAML", where=path, got=str(error).replace("\n", " ")) from None
-    return Dataset.parse(data, str(path))
+
+
+def _refuse_doubles(node: yaml.Node | None, path: Path) -> None:
+    """YAML would take the last of two equal keys and say nothing."""
+    if not isinstance(node, yaml.CollectionNode):
+        return
+    seen = set()
+    for item in node.value:
+        key, value = item if isinstance(node, yaml.MappingNode) else (None, item)
+        if key is not None and key.value in seen:
+            raise UserError("key given twice", where=f"{path}:{key.start_mark.line + 1}", got=key.value)
+        seen.add(key.value if key is not None and isinstance(key, yaml.ScalarNode) else None)
+        _refuse_doubles(value, path)

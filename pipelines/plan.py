@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -219,9 +218,8 @@ class Plan:
         for folder in {os.path.dirname(v.path) for v in self.videos.videos if v.path}:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
-                    with suppress(OSError):  # a link to nothing is no video of the list
-                        info = entry.stat()
-                        found[f"{folder}/{entry.name}" if folder else entry.name] = (info.st_size, info.st_mtime_ns)
+                    info = entry.stat()
+                    found[f"{folder}/{entry.name}" if folder else entry.name] = (info.st_size, info.st_mtime_ns)
         return found
 
     @lru_cache  # noqa: B019 (a plan lives as long as the process)
@@ -281,6 +279,14 @@ class Plan:
     def runs(self) -> list[Run]:
         """Every run that the dataset needs."""
         return list(self._runs.values())
+
+    def lost(self) -> list[str]:
+        """What is not there although results were made of it: the outputs of jobs that failed since."""
+        if not self.results.exists():
+            return []
+        made = [self.annotations[0]] if self.rendered else []
+        made += [path for store in self.stores() for path in (*store.manifests, store.summary)]
+        return [path for path in (*made, *(run.summary for run in self.runs())) if not os.path.exists(path)]
 
     def store_named(self, name: str) -> Store:
         """The store in the folder `name`."""

@@ -53,6 +53,8 @@ def stores_of(wildcards):
 
 def everything_of(wildcards):
     here = plan.of(wildcards.dataset)
+    # Snakemake removes what a failed job leaves, and would not miss it where the results of before still stand.
+    workflow.dag.forcefiles.update(here.lost())
     return [str(here.list_file), *(item.summary for item in (*here.stores(), *here.runs()))]
 
 

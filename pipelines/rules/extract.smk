@@ -6,9 +6,9 @@ rule render:
         "work/{dataset}/rendered.json",
     log:
         "work/{dataset}/logs/render.log",
+    threads: 16
     params:
         clips=clips_token,
-    threads: 16
     shell:
         "framepool render {wildcards.dataset} --threads {threads} > {log:q} 2>&1"
 
@@ -22,9 +22,9 @@ rule index:
         update("work/{dataset}/videos.csv"),
     log:
         "work/{dataset}/logs/index.log",
+    priority: 1
     params:
         list=list_token,
-    priority: 1
     shell:
         "framepool index {wildcards.dataset} > {log:q} 2>&1"
 

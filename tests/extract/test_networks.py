@@ -34,6 +34,7 @@ SMALL: list[tuple[str, Library]] = [
 LINEAR = [pair for pair in SMALL if pair[0] != "squeezenet1_0"]
 
 
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
 @pytest.mark.parametrize(("name", "library"), LINEAR)
 def test_every_network_is_a_trunk_and_a_classifier(name: str, library: Library) -> None:
     with torch.device("meta"):
