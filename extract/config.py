@@ -134,7 +134,7 @@ class Rgb(Config):
     device: Literal["cpu", "cuda"] = "cpu"
     runtime: Literal["openvino", "torch"] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
-    batch: PositiveInt = 8
+    batch: PositiveInt = 4  # small enough for its activations to stay in cache
 
     @model_validator(mode="after")
     def _runtime_fits(self) -> Self:

@@ -19,7 +19,7 @@ import signal
 import sys
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,13 +32,15 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from extract.config import Every, Limits, Sampling
+from extract.config import Clips, Every, Fps, Limits, Sampling
 from extract.media import Decoded, Image, MediaError, Scaler, decode, probe
 from extract.sampling import rows, span
 from features.outcome import Outcome
 
-RING_BYTES = 24 << 20
+RING_BYTES = 8 << 20  # of all decoders together: enough that none waits, little enough not to count
 TRIES = 2
+AHEAD = 2  # videos that a decoder is given at a time: it goes on while the consumer is still at the one before
+TOLD_TOGETHER = 8  # rows a message
 
 
 @dataclass(frozen=True)
@@ -91,20 +93,44 @@ def samples(path: Path, job: Job) -> Iterator[tuple[int, Image] | Outcome]:
 def _rows(path: Path, job: Job, times_us: npt.NDArray[np.int64], found: Decoded) -> Iterator[tuple[int, Image]]:
     scale = Scaler(job.resize_px, job.crop_px, job.interpolation)
     sampling = job.sampling
-    if isinstance(sampling, Every):  # needs no count beforehand, so a row leaves as soon as it is there
+    if isinstance(sampling, Every):  # needs no count beforehand
         for _, time_us, image in decode(path, scale, lambda n: n % sampling.k == 0, job.limits, found):
             yield time_us, image
         return
-    wanted = rows(job.sampling, times_us)
+    wanted = rows(sampling, times_us)
+    if isinstance(sampling, Fps | Clips):  # any number of rows: each leaves when its last frame is there
+        yield from _stream(path, job, scale, wanted, found)
+        return
     images = _pick(path, job, scale, set(wanted.ravel().tolist()), found)
     if len(found.times_us) != len(times_us):  # fewer pictures than packets, or more: choose again, from what there is
         times_us = np.array(found.times_us, dtype=np.int64)
-        wanted, found.times_us = rows(job.sampling, times_us), []
+        wanted, found.times_us = rows(sampling, times_us), []
         images = _pick(path, job, scale, set(wanted.ravel().tolist()), found)
-    for row in wanted:
-        if all(n in images for n in row.tolist()):
-            clip = [images[n][1] for n in row.tolist()]
-            yield images[int(row[0])][0], clip[0] if len(clip) == 1 else np.stack(clip)
+    for row in wanted.tolist():
+        if all(n in images for n in row):
+            yield _row(images, row)
+
+
+def _stream(
+    path: Path, job: Job, scale: Scaler, wanted: npt.NDArray[np.int64], found: Decoded
+) -> Iterator[tuple[int, Image]]:
+    """The rows `wanted` (L, T) as their frames come; a frame is kept no longer than a row needs it."""
+    uses, waiting = Counter(wanted.ravel().tolist()), deque(wanted.tolist())
+    images: dict[int, tuple[int, Image]] = {}
+    for number, time_us, image in decode(path, scale, uses.__contains__, job.limits, found):
+        images[number] = time_us, image
+        while waiting and max(waiting[0]) <= number:
+            row = waiting.popleft()
+            yield _row(images, row)
+            uses.subtract(row)
+            for n in set(row):
+                if uses[n] == 0:
+                    del images[n]
+
+
+def _row(images: dict[int, tuple[int, Image]], row: list[int]) -> tuple[int, Image]:
+    clip = [images[n][1] for n in row]
+    return images[row[0]][0], clip[0] if len(clip) == 1 else np.stack(clip)
 
 
 def _pick(path: Path, job: Job, scale: Scaler, numbers: set[int], found: Decoded) -> dict[int, tuple[int, Image]]:
@@ -141,7 +167,7 @@ class _Worker:
         )
         self.process.start()
         theirs.close()
-        self.video: int | None = None
+        self.videos: deque[int] = deque()  # what it was given and has not ended, in order
 
     def stop(self) -> None:
         """Kill the process and give its memory back."""
@@ -168,7 +194,8 @@ class Decoders:
         try:
             for _ in range(self._count):
                 self._workers.append(_Worker(self.job, self._slots))
-                self._feed(self._workers[-1])
+            for worker in self._workers * AHEAD:
+                self._feed(worker)
         except BaseException:
             self.__exit__()
             raise
@@ -185,7 +212,7 @@ class Decoders:
 
     def _video(self, video: int) -> Iterator[Row | End]:
         given, waited_s = 0, 0.0  # rows that a first try has already given are not given twice
-        worker = next(w for w in self._workers if w.video == video)
+        worker = next(w for w in self._workers if w.videos and w.videos[0] == video)
         at = 0
         while True:
             start = time.monotonic()
@@ -197,43 +224,50 @@ class Decoders:
                 worker.process.join(5)
                 code = worker.process.exitcode
                 self._tries[video] = self._tries.get(video, 0) + 1
-                worker = self._replace(worker)
-                if self._tries[video] >= TRIES:
-                    self._feed(worker)
+                again = self._tries[video] < TRIES
+                worker = self._replace(worker, again)
+                if not again:
                     yield End(video, Outcome(outcome="decoder_killed", reason=f"decoder ended {TRIES} times ({code})"))
                     return
-                self._send(worker, video)
                 at = 0
                 continue
             if message is None:
-                self._feed(self._replace(worker))
+                self._replace(worker, again=False)
                 reason = f"no frame for {self.job.limits.timeout_s:.0f} s"
                 yield End(video, Outcome(outcome="timeout", reason=reason))
                 return
-            if isinstance(message, Outcome):
+            rows, outcome = message
+            for slot, time_us in rows:
+                at += 1
+                if at > given:
+                    given = at
+                    yield Row(video, time_us, worker.images[slot])
+                worker.free.release()
+            if outcome is not None:
+                worker.videos.popleft()
                 self._feed(worker)
-                yield End(video, message)
+                yield End(video, outcome)
                 return
-            slot, time_us = message
-            at += 1
-            if at > given:
-                given = at
-                yield Row(video, time_us, worker.images[slot])
-            worker.free.release()
 
-    def _replace(self, worker: _Worker) -> _Worker:
+    def _replace(self, worker: _Worker, again: bool) -> _Worker:
+        """A fresh process for what `worker` was given; its first video once more only if `again`."""
         worker.stop()
         fresh = _Worker(self.job, self._slots)
         self._workers[self._workers.index(worker)] = fresh
+        if not again:
+            worker.videos.popleft()
+        for video in worker.videos:
+            self._send(fresh, video)
+        if not again:
+            self._feed(fresh)
         return fresh
 
     def _feed(self, worker: _Worker) -> None:
-        worker.video = None
         if self._todo:
             self._send(worker, self._todo.popleft())
 
     def _send(self, worker: _Worker, video: int) -> None:
-        worker.video = video
+        worker.videos.append(video)
         with suppress(OSError):  # it died while idle: reading its pipe will say so
             worker.pipe.send(self.paths[video])
 
@@ -243,7 +277,7 @@ def _decode_videos(job: Job, ring: str, slots: int, free: Semaphore, pipe: Conne
     die_with_parent(signal.SIGKILL, parent)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the parent decides
-    os.nice(5)  # the network's threads go first; decoders fill what is left of the cores
+    os.nice(19)  # the network's threads go first; decoders fill what is left of the cores
     gc.freeze()
     memory = SharedMemory(ring)
     images = np.ndarray((slots, *job.shape), np.uint8, buffer=memory.buf)
@@ -253,13 +287,20 @@ def _decode_videos(job: Job, ring: str, slots: int, free: Semaphore, pipe: Conne
             path = pipe.recv()
         except EOFError:
             return
+        rows: list[tuple[int, int]] = []  # (slot, time_us) of rows that are in the ring and not yet told of
         for item in samples(path, job):
             if isinstance(item, Outcome):
-                pipe.send(item)
+                pipe.send((rows, item))
                 break
-            free.acquire()
+            if len(rows) == TOLD_TOGETHER:
+                pipe.send((rows, None))
+                rows = []
+            if not free.acquire(block=False):
+                pipe.send((rows, None))
+                rows = []
+                free.acquire()
             images[slot] = item[1]
-            pipe.send((slot, item[0]))
+            rows.append((slot, item[0]))
             slot = (slot + 1) % slots
 
 

@@ -160,7 +160,7 @@ def _openvino(folder: Path, batch: int, precision: str, threads: int, cache: Pat
         "CACHE_DIR": str(cache / "compiled"),
     }
     compiled = core.compile_model(core.read_model(folder / "model.xml"), "CPU", options)
-    requests = deque(compiled.create_infer_request() for _ in range(2))
+    requests = deque(compiled.create_infer_request() for _ in range(3))
 
     def start(pixels: Batch) -> tuple[Any, int]:
         request = requests.popleft()
@@ -209,7 +209,7 @@ def _ahead(
     pending: deque[tuple[Any, int]] = deque()
     for pixels in batches:
         pending.append(start(pixels))
-        if len(pending) == 2:
+        if len(pending) == 3:
             yield finish(*pending.popleft())
     while pending:
         yield finish(*pending.popleft())

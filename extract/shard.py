@@ -184,7 +184,7 @@ def _batches(decoders: Decoders, job: Job, size: int, journal: Journal) -> Itera
     here = Counter(journal.index()["video"].tolist())
 
     def fresh() -> _Batch:
-        return _Batch(np.zeros((size, *job.shape), np.uint8), np.zeros(size, INDEX))
+        return _Batch(np.empty((size, *job.shape), np.uint8), np.zeros(size, INDEX))
 
     batch = fresh()
     for item in decoders:

@@ -68,7 +68,26 @@ def _user_error(cls: type[BaseModel], data: object, error: ValidationError, wher
     if first["type"] == "extra_forbidden":
         return UserError("unknown key", where=f"{where}: {place}", fix=nearest(str(first["loc"][-1]), keys))
     got = "nothing" if first["type"] == "missing" else repr(first["input"])[:80]
+    if first["type"].startswith("union_tag"):  # the place is the key that tells the members of a family apart
+        place += f".{str(first['ctx']['discriminator']).strip(chr(39))}"
+        got = repr(first["ctx"]["tag"]) if "tag" in first["ctx"] else "nothing"
+    elif isinstance(first["input"], Mapping) and first["type"] == "value_error":
+        got = ""  # the message says what is wrong in it
     return UserError("invalid config", where=f"{where}: {place}", expected=_expected(first), got=got)
+
+
+_PLAIN = {
+    "float": "a number",
+    "finite": "a finite number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "string": "text",
+    "path": "a path",
+    "tuple": "a list",
+    "list": "a list",
+    "dict": "keys and values",
+    "model": "keys and values",
+}
 
 
 def _expected(error: Any) -> str:
@@ -82,10 +101,10 @@ def _expected(error: Any) -> str:
         return f"a number {number} {bound}"
     if kind == "literal_error":
         return f"one of {context['expected']}"
-    if kind == "union_tag_invalid":
-        return f"one of {context['expected_tags']}"
-    if kind == "union_tag_not_found":
-        return f"a key {context['discriminator']}"
+    if kind.startswith("union_tag"):
+        return f"one of {context['expected_tags']}" if "expected_tags" in context else "a value"
+    if kind.rpartition("_")[2] in ("type", "parsing", "number", "float") and kind.partition("_")[0] in _PLAIN:
+        return _PLAIN[kind.partition("_")[0]]
     message: str = error["msg"]
     for prefix in ("Value error, ", "Input should be "):
         message = message.removeprefix(prefix)

@@ -55,9 +55,10 @@ def parser() -> argparse.ArgumentParser:
     _threads(sub)
     sub = add("features", "inventory.features", "list the stores; export, import or prune them")
     _dataset(sub)
-    sub.add_argument("--export", type=Path, metavar="F.h5", help="write all stores into one HDF5 file")
-    sub.add_argument("--import", type=Path, metavar="F.h5", dest="import_", help="bring in stores that --export wrote")
-    sub.add_argument("--prune", action="store_true", help="remove stores and runs that the config no longer needs")
+    one = sub.add_mutually_exclusive_group()
+    one.add_argument("--export", type=Path, metavar="F.h5", help="write all stores into one HDF5 file")
+    one.add_argument("--import", type=Path, metavar="F.h5", dest="import_", help="bring in stores that --export wrote")
+    one.add_argument("--prune", action="store_true", help="remove stores and runs that the config no longer needs")
     sub.add_argument("--yes", action="store_true", help="prune without asking")
     sub = add("verify", "stage_one.verify", "check every byte of every shard against its manifest")
     _dataset(sub)
@@ -81,7 +82,15 @@ def _dataset(sub: argparse.ArgumentParser) -> None:
 
 def _threads(sub: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    sub.add_argument("--threads", type=int, default=cores, metavar="N", help="cores to use (default: all, %(default)s)")
+    sub.add_argument(
+        "--threads", type=_positive, default=cores, metavar="N", help="cores to use (default: all, %(default)s)"
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return int(text)
 
 
 def _late(where: str) -> Callable[[Any], None]:

@@ -99,14 +99,21 @@ def load(name: str) -> Dataset:
         raise UserError("not YAML", where=path, got=str(error).replace("\n", " ")) from None
 
 
-def _refuse_doubles(node: yaml.Node | None, path: Path) -> None:
+def _refuse_doubles(root: yaml.Node | None, path: Path) -> None:
     """YAML would take the last of two equal keys and say nothing."""
-    if not isinstance(node, yaml.CollectionNode):
-        return
-    seen = set()
-    for item in node.value:
-        key, value = item if isinstance(node, yaml.MappingNode) else (None, item)
-        if key is not None and key.value in seen:
-            raise UserError("key given twice", where=f"{path}:{key.start_mark.line + 1}", got=key.value)
-        seen.add(key.value if key is not None and isinstance(key, yaml.ScalarNode) else None)
-        _refuse_doubles(value, path)
+    todo, known = [root], set[int]()  # an alias can lead back to where it is
+    while todo:
+        node = todo.pop()
+        if id(node) in known or not isinstance(node, yaml.CollectionNode):
+            continue
+        known.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            todo += node.value
+            continue
+        keys = set[str]()
+        for key, value in node.value:
+            todo.append(value)
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in keys:
+                    raise UserError("key given twice", where=f"{path}:{key.start_mark.line + 1}", got=key.value)
+                keys.add(key.value)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -218,8 +219,9 @@ class Plan:
         for folder in {os.path.dirname(v.path) for v in self.videos.videos if v.path}:
             with os.scandir(self.root / folder) as entries:
                 for entry in entries:
-                    info = entry.stat()
-                    found[f"{folder}/{entry.name}" if folder else entry.name] = (info.st_size, info.st_mtime_ns)
+                    with suppress(OSError):  # a link to nothing is no video of the list
+                        info = entry.stat()
+                        found[f"{folder}/{entry.name}" if folder else entry.name] = (info.st_size, info.st_mtime_ns)
         return found
 
     @lru_cache  # noqa: B019 (a plan lives as long as the process)
@@ -232,7 +234,9 @@ class Plan:
             weights: str | None = f"run {run.digest} seed {run.seeds[0]}"
             return Store(self, extractor, run.split, recipe(config, weights))
         weights = (
-            _weights_digest(config.network.weights, f"extractors.{extractor}") if isinstance(config, Rgb) else None
+            _weights_digest(config.network.weights, self._place("extractors", extractor))
+            if isinstance(config, Rgb)
+            else None
         )
         return Store(self, extractor, None, recipe(config, weights))
 
@@ -253,7 +257,7 @@ class Plan:
             "split": split,
         }
         if isinstance(config, TsnConfig) and config.network.weights is not None:
-            value["weights"] = _weights_digest(config.network.weights, f"heads.{head}")
+            value["weights"] = _weights_digest(config.network.weights, self._place("heads", head))
         return Run(self, head, split, value)
 
     @lru_cache  # noqa: B019
@@ -302,6 +306,9 @@ class Plan:
             raise UserError(f"no {what} of this config", where=config_path(self.dataset), got=name, fix=fix)
         return known[name]
 
+    def _place(self, kind: str, name: str) -> str:
+        return f"{config_path(self.dataset)}: $.{kind}.{name}"
+
     def _named(self, kind: str, name: str) -> Any:
         known = getattr(self.config, kind)
         if name not in known:
@@ -331,7 +338,7 @@ def _weights_digest(weights: FromRun | Path | str, where: str) -> str:
         return "DEFAULT"
     path = Path(weights)
     if not path.is_file():
-        raise UserError("weights are not there", where=f"$.{where}.network.weights", expected="a file", got=path)
+        raise UserError("weights are not there", where=f"{where}.network.weights", expected="a file", got=path)
     return file_sha256(path)
 
 

@@ -78,7 +78,7 @@ def _prune(plan: Plan, yes: bool) -> None:
     for path in extra:
         size = sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
         print(f"{path}: {size / 1e6:.1f} MB")
-    if not yes and input("remove these? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not yes and not _agreed("remove these? [y/N] "):
         print("nothing removed")
         return
     for path in extra:
@@ -87,6 +87,14 @@ def _prune(plan: Plan, yes: bool) -> None:
                 pass  # somebody who is writing holds it, and that is an error that names them
         Disk.remove(path)
     print(f"{len(extra)} folders removed")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return input(question).strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        raise UserError("nobody is there to answer", fix="give --yes to prune without asking") from None
 
 
 def models(args: Namespace) -> None:
@@ -134,18 +142,15 @@ def _heads() -> list[dict[str, Any]]:
     import heads
     from extract.networks.describe import macs, parameters
 
-    rows, classes, dim, side = 25, 400, 2048, 224
-    found = []
+    classes, found = 400, []
     for name in heads.HEADS:
-        with torch.device("meta"):
-            maps = name == "tsn"
-            shape = (side, side, 3) if maps else (dim,)
-            network = {"network": {"name": "resnet50"}} if maps else {}
-            head = heads.build(name, {"rgb": shape}, classes, **network).eval()
-            features = {"rgb": torch.empty((1, rows, *shape), dtype=torch.uint8 if maps else torch.float32)}
-            masks = {"rgb": torch.ones((1, rows), dtype=torch.bool)}
-            count = macs(head, features, masks)
-        on = f"{rows} rows of {'x'.join(map(str, shape))}, {classes} classes" + (", resnet50" if maps else "")
+        maps = name == "tsn"
+        rows, shape = (1, (224, 224, 3)) if maps else (25, (2048,))
+        network = {"network": {"name": "resnet50"}} if maps else {}
+        head = heads.build(name, {"rgb": shape}, classes, **network).eval()
+        features = {"rgb": torch.zeros((1, rows, *shape), dtype=torch.uint8 if maps else torch.float32)}
+        count = macs(head, features, {"rgb": torch.ones((1, rows), dtype=torch.bool)})
+        on = f"{rows} x {'x'.join(map(str, shape))}, {classes} classes" + (", resnet50" if maps else "")
         found.append({"name": name, "parameters": parameters(head), "macs": count, "on": on})
     return found
 

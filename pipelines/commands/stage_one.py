@@ -113,6 +113,8 @@ def _extract(store: Store, shard: int, threads: int) -> Manifest:
     if run is not None and isinstance(store.weights, Path) and not store.weights.exists():
         fix = f"run `framepool train {plan.dataset} --head {run.head} --split {run.split}` first"
         raise UserError("weights are not trained yet", where=store.weights, fix=fix)
+    if plan.rendered and not Path(plan.annotations[0]).exists():
+        raise UserError("clips are not there", where=plan.root, fix=f"run `framepool render {plan.dataset}` first")
     items = tuple(Item(v.id, v.path) for v in plan.shard_videos(shard))
     task = Task(
         extractor=store.extractor,

@@ -23,7 +23,7 @@ from features.errors import UserError
 from features.recipe import digest
 from features.videolist import VideoList
 from pipelines import plan as plans
-from pipelines.plan import Plan
+from pipelines.plan import Plan, Store
 
 PACKAGES = ("torch", "torchvision", "timm", "openvino", "av", "zarr", "numpy", "scikit-learn", "snakemake")
 
@@ -39,7 +39,7 @@ def train(args: Namespace) -> None:
     torch.set_num_threads(args.threads)
     run = plans.of(args.dataset).run(args.head, args.split or plans.of(args.dataset).config.splits[0])
     plan, config = run.plan, run.plan.config
-    contents = {m: _summary(store.summary)["contents"] for m, store in run.stores.items()}
+    contents = {m: _summary(store)["contents"] for m, store in run.stores.items()}
     videos, train_set, test_set, labels = _split(plan, run.split)
     print(f"{run.name}: {len(train_set)} train, {len(test_set)} test videos, {len(videos.classes)} classes", flush=True)
     features = Features.open({m: s.folder for m, s in run.stores.items()}, [v.id for v in videos.videos])
@@ -142,11 +142,11 @@ def _split(plan: Plan, split: str) -> tuple[VideoList, Sequence[int], Sequence[i
     return videos, sides["train"], sides["test"], labels
 
 
-def _summary(path: str) -> Any:
-    if not Path(path).is_file():
-        fix = "run `framepool extract` for its extractor"
-        raise UserError("features are not complete", where=Path(path).parent, expected="a store.json in it", fix=fix)
-    return json.loads(Path(path).read_bytes())
+def _summary(store: Store) -> Any:
+    if not Path(store.summary).is_file():
+        fix = f"run `framepool extract {store.plan.dataset} {store.arguments}` first"
+        raise UserError("features are not complete", where=store.folder, expected="a store.json in it", fix=fix)
+    return json.loads(Path(store.summary).read_bytes())
 
 
 def _in_short(metrics: dict[str, Any]) -> str:

@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 import extract.decoders as module
-from extract.config import Clips, Every, Limits, Uniform
+from extract.config import Clips, Every, Fps, Limits, Uniform
 from extract.decoders import Decoders, End, Job, Row, samples
+from extract.sampling import rows
 from features.outcome import Outcome
 from tests.media import write_video
 
@@ -102,7 +103,7 @@ def test_clips_are_samples_of_several_frames(paths: dict[int, Path]) -> None:
 
 
 def kill(decoders: Decoders, video: int, number: int = signal.SIGKILL) -> None:
-    worker = next(w for w in decoders._workers if w.video == video)
+    worker = next(w for w in decoders._workers if w.videos and w.videos[0] == video)
     assert worker.process.pid is not None
     os.kill(worker.process.pid, number)
     if number == signal.SIGKILL:
@@ -232,3 +233,25 @@ def test_no_more_processes_than_videos(paths: dict[int, Path]) -> None:
     with Decoders(job, {3: paths[10]}, 4) as decoders:
         assert len(decoders._workers) == 1
         assert [type(item) for item in decoders] == [Row, Row, End]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Clips(kind="clips", frames=4, stride=2, hop=3),
+        Clips(kind="clips", frames=16),
+        Clips(kind="clips", frames=9, stride=3),
+        Fps(kind="fps", fps=3),
+    ],
+)
+def test_rows_that_leave_as_their_frames_come(tmp_path: Path, sampling: Clips | Fps) -> None:
+    """Against picking the frames out of a whole decoded video; a short clip's frames come again from the start."""
+    path = write_video(tmp_path / "a.mp4", frames=23)
+    whole = [
+        item for item in samples(path, replace(JOB, sampling=Every(kind="every"))) if not isinstance(item, Outcome)
+    ]
+    wanted = rows(sampling, np.array([time_us for time_us, _ in whole]))
+    found = [item for item in samples(path, replace(JOB, sampling=sampling)) if not isinstance(item, Outcome)]
+    assert [time_us for time_us, _ in found] == [whole[row[0]][0] for row in wanted]
+    for (_, image), row in zip(found, wanted, strict=True):
+        assert np.array_equal(image, np.squeeze(np.stack([whole[n][1] for n in row]), 0 if len(row) == 1 else ()))

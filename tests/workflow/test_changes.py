@@ -67,21 +67,36 @@ def test_other_weights_in_the_same_file_are_a_new_store(copy: Path) -> None:
     assert world.planned(copy) == NEW_STORE
 
 
-@pytest.mark.parametrize("where", ["appended", "inserted"])
-def test_ten_more_videos_redo_the_part_filled_last_shard(copy: Path, where: str) -> None:
-    before = world.store(copy)
-    earlier = [(before / f"{shard:05d}.json").read_bytes() for shard in (0, 1)]
+def grow(folder: Path, at: int) -> None:
+    """Ten more videos in the list, from position `at`."""
     listed = [world.name_of(number) for number in range(world.VIDEOS)]
     fresh = [world.name_of(number) for number in range(world.VIDEOS, world.VIDEOS + 10)]
     for name in fresh:
-        shutil.copy(copy / "videos" / f"{listed[0]}.avi", copy / "videos" / f"{name}.avi")
-    world.write_list(copy, [*listed, *fresh] if where == "appended" else [*listed[:3], *fresh, *listed[3:]])
+        shutil.copy(folder / "videos" / f"{listed[0]}.avi", folder / "videos" / f"{name}.avi")
+    world.write_list(folder, [*listed[:at], *fresh, *listed[at:]])
+
+
+def test_ten_more_videos_redo_the_part_filled_last_shard(copy: Path) -> None:
+    grow(copy, at=world.VIDEOS)
+    assert world.planned(copy) == {"index": 1, "extract": 3, "gather": 1, "train": 2, "assemble": 1}
+
+
+def test_ten_more_videos_in_the_middle_redo_no_more(copy: Path) -> None:
+    grow(copy, at=3)
+    assert world.planned(copy) == {"index": 1, "extract": 3, "gather": 1, "train": 2, "assemble": 1}
+
+
+@pytest.mark.slow
+def test_ten_more_videos_in_the_middle_leave_the_earlier_in_their_place(copy: Path) -> None:
+    store = world.store(copy)
+    earlier = [(store / f"{shard:05d}.json").read_bytes() for shard in (0, 1)]
+    grow(copy, at=3)
     assert world.planned(copy) == {"index": 1, "extract": 3, "gather": 1, "train": 2, "assemble": 1}
     printed = world.snakemake(copy)
     assert printed.count("rule extract:") == 3
-    assert world.store(copy) == before
-    assert [(before / f"{shard:05d}.json").read_bytes() for shard in (0, 1)] == earlier
-    assert len(list(before.glob("0000?.json"))) == 5
+    assert world.store(copy) == store
+    assert [(store / f"{shard:05d}.json").read_bytes() for shard in (0, 1)] == earlier
+    assert len(list(store.glob("0000?.json"))) == 5
     assert world.planned(copy) == {}
 
 
@@ -91,6 +106,11 @@ def test_a_replaced_video_redoes_its_shard(copy: Path) -> None:
     text = world.snakemake(copy, "results/tiny", "--dry-run")
     assert world.planned(copy) == {"extract": 1, "gather": 1, "train": 2, "assemble": 1}
     assert f"{shard:05d}.json" in text
+
+
+def test_what_a_failed_job_lost_is_missed_beside_finished_results(copy: Path) -> None:
+    (world.store(copy) / "00001.json").unlink()  # Snakemake removes the output of a failed job
+    assert world.planned(copy) == {"extract": 1, "gather": 1, "train": 2, "assemble": 1}
 
 
 def test_a_touched_video_ends_in_the_same_bytes(copy: Path) -> None:

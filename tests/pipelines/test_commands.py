@@ -1,0 +1,270 @@
+"""The commands on a tiny dataset, made once by them in this process: inventory, verification, repair, evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from pipelines import __main__ as program
+from pipelines import plan as plans
+from tests.workflow import world
+
+Call = Callable[..., "Said"]
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The tiny dataset through both stages. Not to be changed."""
+    folder = world.build(tmp_path_factory.mktemp("commands") / "made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(program.signal, "signal", lambda *_: None)
+        for line in ("index tiny", "extract tiny --extractor rgb --threads 2", "train tiny --head average"):
+            plans.of.cache_clear()
+            assert program.main(line.split()) == 0
+    plans.of.cache_clear()
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the dataset, and the folder that commands run in."""
+    folder = shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Run a command as the program does, without its start-up."""
+    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
+
+    def run(line: str) -> Said:
+        plans.of.cache_clear()
+        capsys.readouterr()
+        code = program.main(line.split())
+        plans.of.cache_clear()
+        return Said(code, *capsys.readouterr())
+
+    return run
+
+
+def chunk_of(store: Path, shard: int) -> Path:
+    """The largest file of a shard's rows."""
+    return max(
+        (p for p in (store / f"{shard:05d}.zarr" / "frames").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
+
+
+def test_index_says_what_there_is(here: Path, call: Call) -> None:
+    (here / "videos" / f"{world.name_of(3)}.avi").unlink()
+    said = call("index tiny")
+    assert said.code == 0
+    assert said.out.startswith("tiny: 9 videos, 2 classes, 3 shards\n  split 1: ")
+    assert world.name_of(3) in said.out, "a video without a file is named"
+    assert f"store {world.store(here).name}: about " in said.out
+
+
+def test_features_lists_stores(here: Path, call: Call) -> None:
+    said = call("features tiny")
+    assert said.code == 0
+    assert f"{world.store(here).name}: 3 of 3 shards, 36 rows" in said.out
+    assert "outcomes 9 ok" in said.out and '"name": "test_resnet"' in said.out
+
+
+def test_stores_travel_by_hdf5(here: Path, call: Call, tmp_path: Path) -> None:
+    store = world.store(here)
+    before = world.contents(store)
+    assert call(f"features tiny --export {tmp_path}/all.h5").code == 0
+    shutil.rmtree(here / "work")
+    said = call(f"features tiny --import {tmp_path}/all.h5")
+    assert said.code == 0 and said.out.count("imported\n") == 3
+    assert call("verify tiny").out.endswith("tiny: all shards match their manifests\n")
+    del before["store.json"]  # made by `gather` from the shards
+    assert world.contents(store) == before
+    assert call(f"features tiny --import {tmp_path}/all.h5").out.count("is there already\n") == 3
+
+
+def test_an_import_that_is_none(here: Path, call: Call) -> None:
+    said = call("features tiny --import list.h5")
+    assert said.code == 2 and "list.h5" in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("answer", ["n", "", "y"])
+def test_prune_asks(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    old = here / "work" / "tiny" / "features" / "rgb-00000000"
+    old.mkdir()
+    (old / "00000.json").write_text("{}")
+    monkeypatch.setattr("builtins.input", lambda _: answer)
+    said = call("features tiny --prune")
+    assert said.code == 0 and str(old.relative_to(here)) in said.out
+    assert old.exists() == (answer != "y")
+    assert len(list(old.parent.iterdir())) == (1 if answer == "y" else 2)
+
+
+def test_prune_asks_nobody_when_nobody_is_there(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "work" / "tiny" / "features" / "rgb-00000000").mkdir()
+
+    def nobody(_: str) -> str:
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", nobody)
+    said = call("features tiny --prune")
+    assert said.code == 2 and "--yes" in said.err
+
+
+def test_prune_with_yes_keeps_what_the_config_needs(here: Path, call: Call) -> None:
+    before = world.contents(here / "work" / "tiny")
+    (here / "work" / "tiny" / "features" / "rgb-00000000").mkdir()
+    (here / "work" / "tiny" / "runs" / "gone-split1-00000000" / "seed0").mkdir(parents=True)
+    said = call("features tiny --prune --yes")
+    assert said.code == 0 and said.out.endswith("2 folders removed\n")
+    assert world.contents(here / "work" / "tiny") == before
+    assert call("features tiny --prune --yes").out == "tiny: nothing to prune\n"
+
+
+def test_verify_passes(here: Path, call: Call) -> None:
+    said = call("verify tiny")
+    assert said.code == 0
+    assert said.out == f"{world.store(here).name}: 3 shards, 36 rows\ntiny: all shards match their manifests\n"
+
+
+@pytest.mark.parametrize("shard", range(3))
+def test_verify_names_a_file_with_one_wrong_byte(here: Path, call: Call, shard: int) -> None:
+    path = chunk_of(world.store(here), shard)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    said = call("verify tiny")
+    assert said.code == 1
+    named, last = said.err.splitlines()
+    assert named.startswith(f"framepool: bytes do not match their manifest: {path.relative_to(here)}: expected sha256 ")
+    assert last.endswith("got 1; run `framepool verify tiny --repair`")
+
+
+def test_repair_extracts_the_damaged_shard_alone(here: Path, call: Call) -> None:
+    store = world.store(here)
+    before = world.contents(store)
+    times = {n: (store / f"{n:05d}.json").stat().st_mtime_ns for n in range(3)}
+    chunk_of(store, 1).write_bytes(b"")
+    said = call("verify tiny --repair --threads 2")
+    assert said.code == 0 and said.out.endswith("tiny: 1 shards repaired\n")
+    assert world.contents(store) == before
+    assert [n for n in range(3) if (store / f"{n:05d}.json").stat().st_mtime_ns != times[n]] == [1]
+    assert call("verify tiny").code == 0
+
+
+def test_a_missing_shard_is_damage_too(here: Path, call: Call) -> None:
+    shutil.rmtree(world.store(here) / "00002.zarr")
+    (world.store(here) / "00002.json").unlink()
+    said = call("verify tiny")
+    assert said.code == 1 and "00002.json" in said.err
+
+
+def test_evaluate_gives_the_metrics_of_the_run(here: Path, call: Call) -> None:
+    (run,) = (here / "work" / "tiny" / "runs").glob("average-*/seed0")
+    said = call(f"evaluate {run.relative_to(here)}")
+    assert said.code == 0
+    wanted = json.loads((run / "metrics.json").read_text())
+    assert json.loads(said.out) == {k: v for k, v in wanted.items() if k not in ("confusion", "per_class")}
+
+
+def test_a_run_refuses_another_class_list(here: Path, call: Call) -> None:
+    (run,) = (here / "work" / "tiny" / "runs").glob("average-*/seed0")
+    for path in (here / "lists").iterdir():
+        text = path.read_text()
+        path.write_text("1 Run\n2 Jump\n" if path.name == "classInd.txt" else text)
+        if path.name.startswith("trainlist"):
+            swapped = {"1": "2", "2": "1"}
+            path.write_text("".join(f"{line[:-1]}{swapped[line[-1]]}\n" for line in text.splitlines()))
+    said = call(f"evaluate {run.relative_to(here)}")
+    assert said.code == 2
+    assert (
+        said.err.startswith("framepool: another class list: ") and "expected 'Jump' as class 0, got 'Run'" in said.err
+    )
+
+
+def test_extract_again_changes_nothing(here: Path, call: Call) -> None:
+    before = world.contents(here / "work" / "tiny" / "features")
+    said = call("extract tiny --extractor rgb --shard 1")
+    assert said.code == 0 and said.out.endswith("shard 1: 16 rows; 4 ok\n")
+    assert world.contents(here / "work" / "tiny" / "features") == before
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (
+            "extract tiny --extractor rbg",
+            "unknown extractor: config/tiny.yaml: $.extractors: got rbg; did you mean 'rgb'?",
+        ),
+        ("extract tiny --extractor rgb --shard 3", "unknown shard: tiny: expected 0 to 2, got 3"),
+        ("extract tiny --extractor rgb --shard -1", "unknown shard: tiny: expected 0 to 2, got -1"),
+        ("train tiny --head averge", "unknown head: config/tiny.yaml: $.heads: got averge; did you mean 'average'?"),
+        ("train tiny --head average --split 9", "unknown split: config/tiny.yaml: got 9; known: 1"),
+        ("verify tinny", "unknown dataset: config: expected the name of a config, got 'tinny'; did you mean 'tiny'?"),
+        ("render tiny", "nothing to render: config/tiny.yaml: got videos of format ucf101"),
+        ("models no_such_network", "no such network: got no_such_network"),
+        ("evaluate work/tiny", "not a finished run: work/tiny: expected a run.json in it; name a folder work/"),
+        ("evaluate work/tiny/runs/none", "not a finished run: work/tiny/runs/none: "),
+        ("assemble tiny", "a head is not trained yet: work/tiny/runs/ridge-split1-"),
+    ],
+)
+def test_mistakes_exit_with_2_on_one_line(here: Path, call: Call, line: str, said: str) -> None:
+    got = call(line)
+    assert got.code == 2
+    assert got.err.startswith(f"framepool: {said}") and got.err.count("\n") == 1
+
+
+def test_train_before_extract_says_so(here: Path, call: Call) -> None:
+    (world.store(here) / "store.json").unlink()
+    said = call("train tiny --head ridge")
+    assert said.code == 2
+    assert said.err.startswith("framepool: features are not complete: work/tiny/features/rgb-")
+    assert said.err.endswith("; run `framepool extract tiny --extractor rgb` first\n")
+
+
+def test_extract_before_render_says_so(here: Path, call: Call) -> None:
+    config = {**world.CONFIG, "videos": {"format": "rendered", "generator": "demo", "count": 27}}
+    world.write_config(here, config, "clips")
+    said = call("extract clips --extractor rgb")
+    assert said.code == 2
+    assert said.err == "framepool: clips are not there: work/clips/videos; run `framepool render clips` first\n"
+
+
+def test_too_many_bad_videos_exit_with_3(here: Path, call: Call) -> None:
+    for number in range(5):
+        (here / "videos" / f"{world.name_of(number)}.avi").write_bytes(b"")
+    said = call("extract tiny --extractor rgb --threads 2")
+    assert said.code == 3
+    assert "4 ok, 5 undecodable" in said.err and "expected at most 5.0%, got 55.6%" in said.err
+    assert len(list(world.store(here).glob("0000?.json"))) == 3
+    world.write_config(here, {**world.CONFIG, "max_bad_share": 0.6})
+    assert call("gather tiny --extractor rgb").code == 0
+    summary = json.loads((world.store(here) / "store.json").read_text())
+    assert summary["outcomes"] == {"ok": 4, "undecodable": 5} and len(summary["not_ok"]) == 5
+
+
+def test_models_as_json(here: Path, call: Call) -> None:
+    found = json.loads(call("models test_resnet --json").out)
+    (network,) = found["networks"]
+    assert (network["name"], network["library"]) == ("test_resnet", "timm")
+    assert network["parameters"] > 0 and network["macs"] > 0 and network["features"] == 96
+    assert {"average", "attention_cluster", "ridge", "tsn"} == {head["name"] for head in found["heads"]}
+    assert all(head["parameters"] > 0 for head in found["heads"])
+
+
+def test_doctor_finds_nothing_missing(here: Path, call: Call) -> None:
+    said = call("doctor")
+    assert said.code == 0 and said.out.endswith("nothing is missing\n")

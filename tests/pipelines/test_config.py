@@ -1,0 +1,166 @@
+"""F31: a config says where it is wrong, on one line, with what was expected, what was there, and the nearest name."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from features.errors import UserError
+from pipelines.config import datasets, load, trainer
+from tests.workflow import world
+
+REPO = world.REPO
+RGB, MEAN = "extractors.rgb", "heads.average"
+DELETED = object()
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    """The tiny config with values put at places such as ``heads.average.dropout``."""
+    made = copy.deepcopy(world.CONFIG)
+    for place, value in changes.items():
+        *path, last = place.split(".")
+        node = made
+        for part in path:
+            node = node[part]
+        if value is DELETED:
+            del node[last]
+        else:
+            node[last] = value
+    return made
+
+
+def message(folder: Path, monkeypatch: pytest.MonkeyPatch, value: dict[str, Any] | str) -> str:
+    """What `load` says of a config."""
+    monkeypatch.chdir(folder)
+    if isinstance(value, str):
+        (folder / "config").mkdir()
+        (folder / "config" / "tiny.yaml").write_text(value)
+    else:
+        world.write_config(folder, value)
+    with pytest.raises(UserError) as caught:
+        load("tiny")
+    assert caught.value.exit_code == 2
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        (f"{RGB}.sampling", {"kind": "fps", "fps": "ten"}, ".sampling.fps: expected a .*number.*, got 'ten'"),
+        (f"{RGB}.sampling", {"kind": "fps", "fps": -1}, r".sampling.fps: expected a number > 0(\.0)?, got -1"),
+        (f"{RGB}.sampling", {"kind": "fps", "fps": float("nan")}, ".sampling.fps: expected a .*number.*, got nan"),
+        (f"{RGB}.sampling.n", 0, ".sampling.n: expected a number > 0, got 0"),
+        (f"{RGB}.sampling.n", 2.5, ".sampling.n: expected .*, got 2.5"),
+        (f"{RGB}.sampling", {"kind": "fsp"}, ".sampling.*: expected one of 'uniform', 'every', 'fps', .*got .*'fsp'.*"),
+        (f"{RGB}.sampling", {"n": 5}, ".sampling.*: expected .*kind.*"),
+        (f"{RGB}.limits", {"max_pixels": "4GB"}, ".limits.max_pixels: expected .*, got '4GB'"),
+        (f"{RGB}.precision", "fp61", ".precision: expected one of 'fp32' or 'bf16', got 'fp61'"),
+        (f"{RGB}.transform", {"resize": 64, "crop": 99}, ".transform.*: expected crop <= resize, .* 64.*"),
+        (f"{RGB}.network.weights", DELETED, ".network.weights: expected a value, got nothing"),
+    ],
+)
+def test_bad_values_of_an_extractor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, value: Any, expected: str
+) -> None:
+    said = message(tmp_path, monkeypatch, config(**{place: value}))
+    assert re.fullmatch(rf"invalid config: config/tiny\.yaml: \$\.extractors\.rgb{expected}", said)
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "expected"),
+    [
+        ("shard_size", 0, "$.shard_size: expected a number > 0, got 0"),
+        ("seeds", 0, "$.seeds: expected "),
+        ("splits", [1], "$.splits[0]: expected a valid string, got 1"),
+        ("title", DELETED, "$.title: expected a value, got nothing"),
+        ("heads", DELETED, "$.heads: expected a value, got nothing"),
+        (f"{MEAN}.features", [], "$.heads.average: expected at least one modality in features"),
+        (f"{MEAN}.features", ["rgb", "rgb"], "$.heads.average: expected each modality once, not rgb, rgb"),
+        (f"{MEAN}.features", ["rbg"], "$: expected an extractor's name in heads.average.features, not 'rbg'"),
+        (f"{RGB}.network.weights", {"run": "tsn"}, "$: expected the name of a tsn head in extractors.rgb.network."),
+    ],
+)
+def test_bad_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, value: Any, expected: str) -> None:
+    said = message(tmp_path, monkeypatch, config(**{place: value}))
+    assert said.startswith(f"invalid config: config/tiny.yaml: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "where", "fix"),
+    [
+        ("titel", "x", "$.titel", "did you mean 'title'?"),
+        (f"{RGB}.smapling", {}, "$.extractors.rgb.smapling", "did you mean 'sampling'?"),
+        (f"{RGB}.network.wieghts", 1, "$.extractors.rgb.network.wieghts", "did you mean 'weights'?"),
+        (f"{MEAN}.train", {"epoch": 3}, "$.heads.average.train.epoch", "did you mean 'epochs'?"),
+        (f"{MEAN}.clusters", 3, "$.heads.average.clusters", "known: kind, features, sample, dropout, train"),
+        ("videos.list", "x", "$.videos.list", "did you mean 'lists'?"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, value: Any, where: str, fix: str
+) -> None:
+    said = message(tmp_path, monkeypatch, config(**{place: value}))
+    assert said == f"unknown key: config/tiny.yaml: {where}; {fix}"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("title: x\nseeds: [0\n", "not YAML: config/tiny.yaml:3: got "),
+        ("title: x\n\tseeds: [0]\n", "not YAML: config/tiny.yaml:2: got "),
+        ("title: x\nheads:\n  a: {}\n  a: {}\n", "key given twice: config/tiny.yaml:4: got a"),
+        ("- title\n", "invalid config: config/tiny.yaml: $: expected "),
+        ("", "invalid config: config/tiny.yaml: $: expected "),
+        ("? [a]\n: b\n", "not YAML: config/tiny.yaml:1: got "),
+        ("title: &a [*a]\n", "invalid config: config/tiny.yaml: $."),
+    ],
+)
+def test_what_is_no_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: str) -> None:
+    assert message(tmp_path, monkeypatch, text).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [("tinny", "did you mean 'tiny'?"), ("config/tiny.yaml", "did you mean 'tiny'?"), ("../tiny", "did you mean")],
+)
+def test_an_unknown_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, fix: str) -> None:
+    world.write_config(tmp_path, config())
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^unknown dataset: config: expected the name of a config, got ") as caught:
+        load(name)
+    assert fix in str(caught.value)
+
+
+def test_a_name_as_long_as_a_novel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="unknown dataset"):
+        load("x" * 5000)
+
+
+def test_extractors_that_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    circle = config()
+    circle["extractors"]["rgb"]["network"]["weights"] = {"run": "tsn"}
+    circle["heads"]["tsn"] = {"kind": "tsn", "features": ["rgb"], "network": {"name": "test_resnet"}}
+    said = message(tmp_path, monkeypatch, circle)
+    assert "expected extractors that do not wait for each other, not rgb <- rgb" in said
+
+
+def test_every_config_that_is_shipped_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPO)
+    shipped = {path.stem for path in (REPO / "config").glob("*.yaml")}
+    assert {"demo", "ucf6", "kinetics", "ucf101", "hmdb51", "charades"} <= shipped == set(datasets())
+    loaded = {name: load(name) for name in shipped}
+    assert trainer(loaded["demo"].extractors["rgb"]) == "tsn"
+    assert trainer(loaded["ucf6"].extractors["rgb"]) is None
+
+
+def test_a_config_holds_science_only() -> None:
+    for path in (REPO / "config").glob("*.yaml"):
+        keys = set(yaml.safe_load(path.read_text()))
+        assert not keys & {"threads", "cores", "memory", "executor", "workers"}
