@@ -91,7 +91,7 @@ def prepare(model: Model, cache: Path) -> dict[str, Any]:
 def engine(
     model: Model, facts: Mapping[str, Any], cache: Path, *, threads: int, precision: str | None = None
 ) -> Engine:
-    """A function from batches to their rows, in order; batch n + 1 is on its way while n is being used."""
+    """A function from batches to their rows, in order; two batches are on their way while one is used."""
     precision = precision or model.config.precision
     if model.config.chosen_runtime == "openvino":
         return _openvino(_cached(model, cache), model.config.batch, precision, threads, cache)

@@ -91,7 +91,7 @@ def test_a_short_batch_gives_the_bytes_of_a_padded_one(folder: Path, runtime: st
     assert first.tobytes() == rows(which, folder, [pixels[:4], pixels[4:8], pixels[8:]]).tobytes()
 
 
-def test_batches_are_taken_one_ahead_and_answered_in_order(folder: Path) -> None:
+def test_batches_are_taken_two_ahead_and_answered_in_order(folder: Path) -> None:
     which = model(folder)
     facts = prepare(which, folder / "cache")
     taken: list[int] = []
@@ -103,7 +103,7 @@ def test_batches_are_taken_one_ahead_and_answered_in_order(folder: Path) -> None
 
     answers = engine(which, facts, folder / "cache", threads=1)(source())
     first = next(answers)
-    assert taken == [0, 1]
+    assert taken == [0, 1, 2]
     np.testing.assert_array_equal(first, rows(which, folder, [noise(4, seed=0)]))
     assert len(list(answers)) == 3
     assert list(engine(which, facts, folder / "cache", threads=1)([])) == []

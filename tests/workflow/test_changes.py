@@ -38,7 +38,7 @@ NEW_STORE = {"extract": SHARDS, "gather": 1, "train": 2, "assemble": 1}
         ("heads__ridge__alpha", 2.0, {"train": 1, "assemble": 1}),
         ("heads__more", {"kind": "ridge", "features": ["rgb"], "alpha": 9.0}, {"train": 1, "assemble": 1}),
         ("extractors__rgb__sampling", {"kind": "uniform", "n": 5}, NEW_STORE),
-        ("extractors__rgb__batch", 4, NEW_STORE),
+        ("extractors__rgb__batch", 2, NEW_STORE),
         ("extractors__rgb__runtime", "torch", NEW_STORE),
         ("extractors__rgb__limits", {"timeout_s": 7.0}, {}),
         ("extractors__rgb__limits", {"max_frames": 1000}, NEW_STORE),
