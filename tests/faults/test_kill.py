@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def kill_and_resume(folder: Path, tmp: Path, kills: int, seed: int) -> tuple[int
         process = world.run(folder, store)
         try:
             _, errors = process.communicate(timeout=chance.uniform(0.2, 1.05) * seconds)
-        except Exception:
+        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             done += 1
