@@ -1,11 +1,12 @@
-"""How near the shard loop comes to its ceiling, and how far it is ahead of a plain loop. Prints ratios of one run.
+"""How near the shard loop comes to its ceiling, for each kind of extractor, and how much memory it takes.
 
-    python -m benchmarks.extraction [--videos FOLDER] [--networks resnet50 mobilenetv2_100] [--seconds 60]
+    python -m benchmarks.extraction [--videos FOLDER] [--only resnet50 vggish] [--precisions fp32 bf16 int8]
 
-For each network and precision: frames/s of the shard loop (first batch in to last commit), of the bare network (same
-runtime, precision and batch), of bare decoding on all cores, and their bound 1 / (1 / network + 1 / decoding). Then
-whole processes, start-up included, on the same frames: ours against `benchmarks.plain_loop`, with the peak memory of
-each process tree (proportional set size). Weights are random: speed does not depend on them.
+For each extractor and precision, in rows a second: the shard loop (first batch in to last commit); the bare network in
+the same runtime, precision and batch; bare decoding into its samples on all cores; their bound
+1 / (1 / network + 1 / decoding). Then the peak memory of whole processes (proportional set size of the process tree) on
+50 and on 500 videos. Weights are random: speed does not depend on them. `benchmarks.peer` compares with another
+project, `benchmarks.precision` says what a precision costs in accuracy.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,204 +29,222 @@ import psutil
 
 CORES = len(os.sched_getaffinity(0))
 SHARED = Path("../shared/data/ucf6-orig")
+EVERY = {"kind": "every", "k": 1}
+# What an extractor is in a config, but for its weights and its precision.
+EXTRACTORS: dict[str, dict[str, Any]] = {
+    "resnet50": {"kind": "rgb", "network": {"name": "resnet50", "library": "torchvision"}, "sampling": EVERY},
+    "mobilenetv2_100": {"kind": "rgb", "network": {"name": "mobilenetv2_100"}, "sampling": EVERY},
+    "r2plus1d_18": {
+        "kind": "trunk",
+        "network": {"name": "r2plus1d_18", "library": "torchvision"},
+        "sampling": {"kind": "clips", "frames": 16},
+        "batch": 1,
+    },
+    "s3d": {
+        "kind": "trunk",
+        "network": {"name": "s3d", "library": "torchvision"},
+        "sampling": {"kind": "clips", "frames": 64},
+        "batch": 1,
+    },
+    "vggish": {"kind": "audio", "source": "logmel", "network": {"name": "vggish", "library": "framepool"}, "batch": 16},
+    "yamnet": {"kind": "audio", "source": "logmel", "network": {"name": "yamnet", "library": "framepool"}, "batch": 16},
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=Path, default=SHARED, help="folder of clips (default: %(default)s)")
-    parser.add_argument("--networks", nargs="+", default=["resnet50", "mobilenetv2_100"])
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"])
-    parser.add_argument("--seconds", type=float, default=60, help="of the plain loop's work, at least")
-    parser.add_argument("--plain", nargs="*", default=["resnet50"], help="networks to run the plain loop with")
+    parser.add_argument("--only", nargs="+", default=list(EXTRACTORS), choices=list(EXTRACTORS))
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "int8"])
+    parser.add_argument("--seconds", type=float, default=12, help="that a loop should run, about")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the runs on 50 and on 500 videos")
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
-        job(json.loads(args.job))
+        print(json.dumps(job(json.loads(args.job))))
         return
-    clips = sorted(p for p in args.videos.rglob("*") if p.suffix.lower() in (".avi", ".mp4", ".mkv", ".webm"))
-    if not clips:
-        raise SystemExit(f"no clips under {args.videos}: give --videos a folder")
+    clips = found_clips(args.videos)
     with tempfile.TemporaryDirectory(dir=Path("work") if Path("work").is_dir() else None) as folder:
         run(args, clips, Path(folder).resolve())
 
 
-def run(args: argparse.Namespace, clips: list[Path], folder: Path) -> None:
-    decoding = bare_decoding(clips)
-    print(
-        f"{len(clips)} clips, {CORES} cores; bare decoding to 256 px, every frame: {decoding:.0f} frames/s", flush=True
-    )
-    columns = f"{'loop':>8}{'network':>9}{'decoding':>10}{'bound':>8}{'loop/bound':>12}"
-    print(f"{'network':<18}{'precision':<11}{columns}  (frames/s)", flush=True)
-    for name in args.networks:
+def found_clips(folder: Path) -> list[str]:
+    """The clips below a folder."""
+    clips = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in (".avi", ".mp4", ".mkv", ".webm", ".wav"))
+    if not clips:
+        raise SystemExit(f"no clips under {folder}: give --videos a folder")
+    return clips
+
+
+def run(args: argparse.Namespace, clips: list[str], folder: Path) -> None:
+    print(f"{len(clips)} clips, {CORES} cores, {processor()}; rows a second", flush=True)
+    columns = f"{'loop':>8}{'network':>9}{'decoding':>10}{'bound':>8}{'loop/bound':>12}{'error':>9}"
+    memory = "" if args.no_memory else f"{'50 MB':>9}{'500 MB':>8}"
+    print(f"{'extractor':<18}{'precision':<11}{columns}{memory}", flush=True)
+    for name in args.only:
         weights = random_weights(folder, name)
+        heard = [c for c in clips if sounds(c)] if "source" in EXTRACTORS[name] else clips
+        decoding = child({"what": "decoding", "name": name, "videos": heard, "weights": weights, "folder": str(folder)})
         for precision in args.precisions:
-            spec = {"name": name, "weights": str(weights), "precision": precision, "cache": str(folder / "cache")}
-            bare = json.loads(child({**spec, "what": "network"})[0])["rate"]
-            frames = 12 * bare  # long enough to see past the start, short enough to sit through
-            chosen, every = enough(clips, frames)
-            loop = json.loads(
-                child({**spec, "what": "loop", "videos": chosen, "every": every, "out": str(folder / "store")})[0]
+            spec = {"name": name, "weights": weights, "precision": precision, "folder": str(folder)}
+            bare = child({**spec, "what": "network", "videos": heard})["rate"]
+            bound = 1 / (1 / bare + 1 / decoding["rate"])
+            chosen = repeated(heard, args.seconds * bound / decoding["rows"])
+            loop = child({**spec, "what": "loop", "videos": chosen})
+            line = (
+                f"{loop['rate']:>8.1f}{bare:>9.1f}{decoding['rate']:>10.0f}{bound:>8.1f}{loop['rate'] / bound:>12.2f}"
             )
-            bound = 1 / (1 / bare + 1 / (decoding / every))
-            shown = (
-                f"{loop['rate']:>8.1f}{bare:>9.1f}{decoding / every:>10.0f}{bound:>8.1f}{loop['rate'] / bound:>12.2f}"
-            )
-            print(f"{name:<18}{precision:<11}{shown}", flush=True)
-        if name in args.plain:
-            against_plain_loop(args, clips, folder, name, weights)
+            error = f"{loop['error']:>9.4f}" if loop["error"] is not None else f"{'':>9}"
+            peaks = ""
+            if not args.no_memory:
+                for count, width in ((50, 9), (500, 8)):
+                    few = {"what": "whole", "videos": repeated(heard, count / len(heard))[:count], "n": 2}
+                    peaks += f"{measured(command({**spec, **few}))[2]:>{width}.0f}"
+            print(f"{name:<18}{precision:<11}{line}{error}{peaks}", flush=True)
 
 
-def against_plain_loop(args: argparse.Namespace, clips: list[Path], folder: Path, name: str, weights: Path) -> None:
-    every, chosen = 2, [str(c) for c in clips]
-    out = folder / "plain"
-    out.mkdir(exist_ok=True)
-    while True:
-        command = [sys.executable, "-m", "benchmarks.plain_loop", str(out), name, str(every), *chosen]
-        _, seconds, memory = measured(command)
-        if seconds >= args.seconds:
-            break
-        chosen = chosen * int(np.ceil(1.1 * args.seconds / seconds))
-    frames = sum(len(np.load(p, mmap_mode="r")) for p in out.glob("*.npy"))
-    print(
-        f"plain loop, {name}: {frames} frames in {seconds:.1f} s, {frames / seconds:.1f} frames/s, {memory:.0f} MB",
-        flush=True,
-    )
-    for precision in args.precisions:
-        spec = {
-            "name": name,
-            "weights": str(weights),
-            "precision": precision,
-            "cache": str(folder / "cache"),
-            "what": "whole",
-        }
-        store = folder / f"whole-{precision}"
-        text, ours, ours_mb = child({**spec, "videos": chosen, "every": every, "out": str(store)}, measure=True)
-        rows = json.loads(text)["rows"]
-        print(
-            f"  ours at {precision}: {rows} frames in {ours:.1f} s, {rows / ours:.1f} frames/s, {ours_mb:.0f} MB: "
-            f"speed x {(rows / ours) / (frames / seconds):.2f}, memory x {ours_mb / memory:.2f}",
-            flush=True,
+def repeated(clips: list[str], times: float) -> list[str]:
+    """The clips, again and again, about `times` times."""
+    return (clips * max(1, int(np.ceil(times))))[: max(1, round(len(clips) * times))]
+
+
+def task_of(spec: dict[str, Any]) -> Any:
+    """The real job on the real files."""
+    from pydantic import TypeAdapter
+
+    from extract.config import ExtractorConfig, recipe
+    from extract.fingerprint import Item
+    from extract.shard import Task
+
+    parse = TypeAdapter(ExtractorConfig).validate_python
+    folder, value = Path(spec["folder"]), dict(EXTRACTORS[spec["name"]])
+    value["network"] = {**value["network"], "weights": spec["weights"]}
+    value["precision"] = spec.get("precision", "fp32")
+    if spec.get("n"):  # a few rows of every video
+        n = spec["n"]
+        value["sampling"] = {"kind": "uniform", "n": n} if value["kind"] == "rgb" else value.get("sampling")
+        value = {k: v for k, v in value.items() if v is not None}
+    items = tuple(Item(f"{n}", path) for n, path in enumerate(spec["videos"]))
+    config, source = parse(value), None
+    common = {"shard": 0, "items": items, "root": Path.cwd(), "cache": folder / "cache"}
+    if config.source:
+        logmel = parse({"kind": "logmel", "store": False})
+        source = Task(
+            extractor="logmel", config=logmel, recipe=recipe(logmel), weights=None, store=folder / "none", **common
         )
-
-
-def job(spec: dict[str, Any]) -> None:
-    """One measurement in a fresh process; prints a line of JSON."""
-    from extract.config import Every, NetworkConfig, Rgb
-    from extract.runtime import Model, engine, prepare
-
-    network = NetworkConfig(name=spec["name"], weights=Path(spec["weights"]))
-    config = Rgb(
-        kind="rgb", sampling=Every(kind="every", k=spec.get("every", 1)), network=network, precision=spec["precision"]
-    )
-    model, cache = Model(config, Path(spec["weights"])), Path(spec["cache"])
-    if spec["what"] == "network":
-        facts = prepare(model, cache)
-        side = facts["transform"]["crop"]
-        pixels = np.random.default_rng(0).integers(0, 255, (config.batch, side, side, 3), dtype=np.uint8)
-        run = engine(model, facts, cache, threads=CORES)
-        list(run([pixels] * 3))
-        start, count = time.monotonic(), 0
-        for rows in run(for_seconds(pixels, 8.0)):
-            count += len(rows)
-        print(json.dumps({"rate": count / (time.monotonic() - start)}))
-    else:
-        print(json.dumps(shard_loop(config, spec, cache)))
-
-
-def for_seconds(value: Any, seconds: float) -> Iterator[Any]:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        yield value
-
-
-def shard_loop(config: Any, spec: dict[str, Any], cache: Path) -> dict[str, Any]:
-    """The real job on the real files; the clock runs from the first full batch to the published shard."""
-    import shutil
-
-    from extract import shard
-    from extract.config import recipe
-
-    shutil.rmtree(spec["out"], ignore_errors=True)
-    began: list[float] = []
-    batches = shard._batches
-
-    def noting(*args: Any) -> Iterable[Any]:
-        for batch in batches(*args):
-            began.append(time.monotonic())
-            yield batch
-
-    shard._batches = noting  # type: ignore[assignment]
-    items = tuple(shard.Item(f"{n}", path) for n, path in enumerate(spec["videos"]))
-    task = shard.Task(
-        extractor="rgb",
+    store = folder / "stores" / f"{spec['name']}-{config.precision}"
+    shutil.rmtree(store, ignore_errors=True)
+    made = recipe(config, "random", "logmel" if source else None)
+    return Task(
+        extractor=spec["name"],
         config=config,
-        recipe=recipe(config, "random"),
+        recipe=made,
         weights=Path(spec["weights"]),
-        shard=1,
-        items=items,
-        root=Path.cwd(),
-        store=Path(spec["out"]),
-        cache=cache,
+        store=store,
+        source=source,
+        calibration=items[:64],
+        **common,
     )
+
+
+def job(spec: dict[str, Any]) -> dict[str, Any]:
+    """One measurement, in a process of its own."""
+    from extract import shard
+
+    task = task_of(spec)
+    if spec["what"] == "whole":
+        return {"rows": shard.extract_shard(task, workers=CORES).rows}
+    stage = shard._Stage.of(task)
+    if spec["what"] == "decoding":
+        first = stage.first.job
+        work = [(path, first) for path in repeated(spec["videos"], max(1.0, 8 * CORES / len(spec["videos"])))]
+        with get_context("spawn").Pool(CORES) as pool:
+            pool.map(decode_one, work[:CORES])
+            start = time.monotonic()
+            rows = sum(pool.imap_unordered(decode_one, work))
+            return {"rate": rows / (time.monotonic() - start), "rows": rows * len(spec["videos"]) / len(work)}
+    if spec["what"] == "network":
+        return {"rate": bare_network(stage)}
+    began: list[float] = []
+    send = shard.Lane._send
+
+    def noting(lane: Any) -> None:
+        began.append(time.monotonic())
+        send(lane)
+
+    shard.Lane._send = noting  # type: ignore[method-assign]
     manifest = shard.extract_shard(task, workers=CORES)
-    return {"rows": manifest.rows, "rate": manifest.rows / (time.monotonic() - began[0])}
+    seconds = time.monotonic() - began[0]
+    return {"rate": manifest.rows / seconds, "error": manifest.statistics.get("relative_error")}
 
 
-def bare_decoding(clips: list[Path]) -> float:
-    """Frames/s of decoding every frame to 256 px, crop 224, on all cores, nothing else running and nothing kept."""
-    work = (clips * 8)[: max(len(clips), 8 * CORES)]
-    with get_context("spawn").Pool(CORES) as pool:
-        pool.map(decode_one, work[:CORES])
-        start = time.monotonic()
-        frames = sum(pool.imap_unordered(decode_one, work))
-        return frames / (time.monotonic() - start)
+def bare_network(stage: Any) -> float:
+    """Rows a second through the engine alone, batches ready."""
+    engine, batch = stage.engine(CORES), stage.batch
+    shape, dtype, _ = stage.input
+    rng = np.random.default_rng(0)
+    rows = (
+        rng.integers(0, 255, (batch, *shape)).astype(dtype) if dtype == np.uint8 else rng.normal(size=(batch, *shape))
+    )
+    rows = rows.astype(dtype)
+    tickets, count, start = [engine.start(rows) for _ in range(2)], 0, 0.0
+    for number in range(1 << 30):
+        tickets.append(engine.start(rows))
+        engine.finish(tickets.pop(0))
+        if number == 3:
+            start = time.monotonic()
+        if number > 3:
+            count += batch
+            if time.monotonic() - start > 8:
+                break
+    return count / (time.monotonic() - start)
 
 
-def decode_one(path: Path) -> int:
-    from extract.config import Every, Limits
-    from extract.decoders import Job, samples
+def decode_one(work: tuple[str, Any]) -> int:
+    from extract.samples import samples
     from features.outcome import Outcome
 
-    job = Job(Every(kind="every", k=1), 256, 224, "bicubic", Limits())
-    return sum(not isinstance(item, Outcome) for item in samples(path, job))
+    return sum(not isinstance(item, Outcome) for _, item in samples(Path(work[0]), {0: work[1]}))
 
 
-def enough(clips: list[Path], frames: float) -> tuple[list[str], int]:
-    """Clips, repeated where need be, that hold `frames` frames."""
+def sounds(path: str) -> bool:
+    """Whether a clip has a sound track."""
+    from extract.audio import duration_s
     from extract.config import Limits
-    from extract.media import probe
+    from extract.media import MediaError
 
-    counts = [len(probe(c, Limits()).times_us) for c in clips]
-    chosen, total = [], 0
-    while total < frames:
-        for clip, count in zip(clips, counts, strict=True):
-            chosen.append(str(clip))
-            total += count
-            if total >= frames:
-                break
-    return chosen, 1
+    try:
+        return duration_s(Path(path), Limits()) > 1
+    except MediaError:
+        return False
 
 
-def random_weights(folder: Path, name: str) -> Path:
-    path = folder / f"{name}.safetensors"
-    make = f"save_network(build({name!r}))"
-    code = f"from extract.networks import build, save_network; open({str(path)!r}, 'wb').write({make})"
-    subprocess.run([sys.executable, "-c", code], check=True)
-    return path
+def random_weights(folder: Path, name: str) -> str:
+    path, network = folder / f"{name}.safetensors", EXTRACTORS[name]["network"]
+    code = (
+        "import sys; from pathlib import Path; from extract.networks import build, save_network\n"
+        "path, name, library = sys.argv[1:]; import torch; torch.manual_seed(0)\n"
+        "Path(path).write_bytes(save_network(build(name, library=library)))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(path), network["name"], network.get("library", "timm")], check=True)
+    return str(path)
 
 
-def child(spec: dict[str, Any], *, measure: bool = False) -> tuple[str, float, float]:
-    command = [sys.executable, "-m", "benchmarks.extraction", "--job", json.dumps(spec)]
-    if measure:
-        return measured(command)
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    return done.stdout, 0.0, 0.0
+def command(spec: dict[str, Any]) -> list[str]:
+    return [sys.executable, "-m", "benchmarks.extraction", "--job", json.dumps(spec)]
 
 
-def measured(command: list[str]) -> tuple[str, float, float]:
+def child(spec: dict[str, Any]) -> Any:
+    done = subprocess.run(command(spec), check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measured(words: list[str], **options: Any) -> tuple[str, float, float]:
     """Output, seconds and peak memory (MB of the whole tree, shared pages counted once) of a command."""
     start, peak = time.monotonic(), [0.0]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
     def watch() -> None:
         top = psutil.Process(process.pid)
@@ -241,12 +260,19 @@ def measured(command: list[str]) -> tuple[str, float, float]:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    output, _ = process.communicate()
+    output, errors = process.communicate()
     seconds = time.monotonic() - start
     thread.join()
     if process.returncode:
-        raise SystemExit(f"{command[:4]} failed with {process.returncode}")
+        raise SystemExit(f"{words[:4]} failed with {process.returncode}: {errors[-2000:]}")
     return output, seconds, peak[0]
+
+
+def processor() -> str:
+    """The CPU's name, and whether it has matrix units for bf16."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    name = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), "CPU")
+    return f"{name}, {'with' if 'amx_bf16' in text else 'without'} AMX"
 
 
 if __name__ == "__main__":

@@ -1,16 +1,23 @@
-"""Configs of stage one: what an extractor is made of. Everything here but the timeout is part of the recipe.
+"""Configs of stage one: what an extractor is made of: source -> sampling -> transform -> network -> rows.
+
+The source is the video, or the store of another extractor. Everything here but the timeout and where rows are kept is
+part of the recipe.
 
 extractors:
   rgb:
     kind: rgb
     sampling: {kind: uniform, n: 25}
     network: {name: mobilenetv2_100, weights: weights/mobilenetv2.safetensors}
+  tvl1: {kind: tvl1, sampling: {kind: segments, n: 25}, pairs: 5, temporary: true}
+  flow: {kind: flow, source: tvl1, network: {name: mobilenetv2_100, weights: {run: tsn_flow}}}
+  logmel: {kind: logmel}
+  audio: {kind: audio, source: logmel, network: {name: vggish, library: framepool, weights: vggish.pth}}
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -44,7 +51,7 @@ class Segments(Config):
     With ``length > 1`` a row is a clip of that many frames.
     """
 
-    kind: Literal["segments"]
+    kind: Literal["segments"] = "segments"
     n: PositiveInt = 3
     length: PositiveInt = 1
 
@@ -55,7 +62,7 @@ class Clips(Config):
     A last clip that is cut short is dropped unless it is the only one; then its frames repeat from the start.
     """
 
-    kind: Literal["clips"]
+    kind: Literal["clips"] = "clips"
     frames: PositiveInt = 16
     stride: PositiveInt = 1
     hop: PositiveInt | None = None
@@ -90,15 +97,25 @@ class FromRun(Config):
 
 
 class NetworkConfig(Config):
-    """A classifier of timm or torchvision, by name. `options` go to the library's constructor.
+    """A network of timm, torchvision (2D and 3D) or our own (`framepool`: yamnet, vggish, vgg16_audio), by name.
 
-    `weights` is a local file, ``DEFAULT`` (downloaded by the library), or ``{run: HEAD}``.
+    `weights` is a local file, ``DEFAULT`` (downloaded by the library), or ``{run: HEAD}``. `options` go to the
+    library's constructor. `layer` names a module whose output is wanted instead of the pooled features before the
+    classifier, averaged over space and time, or with ``pool: false`` as the map that it is.
     """
 
     name: str
-    library: Literal["timm", "torchvision"] = "timm"
+    library: Literal["timm", "torchvision", "framepool"] = "timm"
     weights: Literal["DEFAULT"] | FromRun | Path
     options: dict[str, Any] = Field(default_factory=dict)
+    layer: str | None = None
+    pool: bool = True
+
+    @model_validator(mode="after")
+    def _a_map_has_a_layer(self) -> Self:
+        if not self.pool and self.layer is None:
+            raise ValueError("the name of a layer with pool: false")
+        return self
 
 
 class Limits(Config):
@@ -108,38 +125,101 @@ class Limits(Config):
     max_frames: PositiveInt = 200_000
     max_duration_s: PositiveFloat = 4 * 3600.0
     min_decoded_ratio: float = Field(0.0, ge=0, le=1)  # below this share of the promised frames: undecodable
+    max_memory_mb: PositiveInt = 2048  # of a decoder process, above what it starts with
     timeout_s: PositiveFloat = 600.0  # not part of the recipe
 
 
-class Pixels(Config):
-    """Frames as they are, uint8 (H, W, 3) rows, for end-to-end models."""
+class Extractor(Config):
+    """What all extractors share. `source` is another extractor, or null for the video itself.
 
-    kind: Literal["pixels"]
-    sampling: Sampling = Uniform()
-    transform: Transform = Transform(resize=256, crop=224)
-    limits: Limits = Limits()
-
-
-class Rgb(Config):
-    """Pooled features before the classifier of a frame CNN, float16 (D,) rows.
-
-    `runtime` defaults by `device`: OpenVINO on a CPU, torch on CUDA. `batch` is the fixed shape that the network sees.
+    `temporary`: the workflow removes the rows once nothing reads them any more. ``store: false``: they are never kept
+    but computed anew for each extractor that reads them.
     """
 
-    kind: Literal["rgb"]
+    reads: ClassVar[tuple[str, ...]] = ()  # kinds of extractors that can be its source
+    source: None = None
+    store: bool = True
+    temporary: bool = False
+
+    @model_validator(mode="after")
+    def _kept_or_not(self) -> Self:
+        if self.temporary and not self.store:
+            raise ValueError("temporary: true or store: false, not both")
+        return self
+
+
+class FromVideo(Extractor):
+    """An extractor that decodes the pictures of a video, with ``decoder: cuda`` on the GPU where it knows the codec."""
+
     sampling: Sampling = Uniform()
-    network: NetworkConfig
     transform: Transform = Transform()
     limits: Limits = Limits()
+    decoder: Literal["software", "cuda"] = "software"
+
+
+class Pixels(FromVideo):
+    """Frames as they are, uint8 (H, W, 3) rows, or clips (T, H, W, 3), for end-to-end models."""
+
+    kind: Literal["pixels"]
+    transform: Transform = Transform(resize=256, crop=224)
+
+
+class Tvl1(FromVideo):
+    """Dense optical flow of grey frames, uint8 (H, W, 2 * pairs) rows: x1, y1, x2, y2, ... between frames `step` apart.
+
+    A row starts at a sampled frame; 0 and 255 stand for -bound_px and +bound_px. TV-L1 of ours or of OpenCV, or DIS or
+    Farneback of OpenCV.
+    """
+
+    kind: Literal["tvl1"]
+    sampling: Sampling = Segments(n=25)
+    transform: Transform = Transform(resize=256, crop=224)
+    pairs: PositiveInt = 5
+    step: PositiveInt = 1
+    bound_px: PositiveFloat = 20.0
+    backend: Literal["framepool", "opencv", "dis", "farneback"] = "framepool"
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    @model_validator(mode="after")
+    def _samples_are_starts(self) -> Self:
+        _no_clips(self.sampling)
+        if self.device == "cuda" and self.backend != "framepool":
+            raise ValueError("backend framepool on device cuda")
+        return self
+
+
+class Logmel(Extractor):
+    """Log-mel patches of the sound, float32 (96, 64) rows, as VGGish takes them; YAMNet was trained with offset 0.001.
+
+    A patch covers 0.975 s; the next one starts `hop_s` later.
+    """
+
+    kind: Literal["logmel"]
+    hop_s: float = Field(0.96, ge=0.01, multiple_of=0.01)
+    offset: PositiveFloat = 0.01
+    limits: Limits = Limits()
+
+
+class Networked(Extractor):
+    """An extractor whose rows come out of a network, float16.
+
+    `runtime` defaults by `device`: OpenVINO on a CPU, torch on CUDA. `batch` is the fixed shape that the network sees.
+    int8 is OpenVINO's, calibrated on `calibration` of the dataset's own videos.
+    """
+
+    network: NetworkConfig
     device: Literal["cpu", "cuda"] = "cpu"
     runtime: Literal["openvino", "torch"] | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "int8"] = "fp32"
     batch: PositiveInt = 4  # small enough for its activations to stay in cache
+    calibration: PositiveInt = 64  # videos, for int8
 
     @model_validator(mode="after")
     def _runtime_fits(self) -> Self:
         if self.device == "cuda" and self.runtime == "openvino":
             raise ValueError("runtime torch on device cuda")
+        if self.precision == "int8" and self.chosen_runtime != "openvino":
+            raise ValueError("runtime openvino with precision int8")
         return self
 
     @property
@@ -148,18 +228,129 @@ class Rgb(Config):
         return self.runtime or ("torch" if self.device == "cuda" else "openvino")
 
 
-ExtractorConfig = Annotated[Pixels | Rgb, Field(discriminator="kind")]
-NUMERICS = {"pixels": 1, "rgb": 1}  # bumped by hand when a change to the code changes the rows
+class Pictured(FromVideo, Networked):
+    """A network on pictures: of the video, or of a `pixels` store, whose sampling and limits it then follows."""
+
+    reads: ClassVar[tuple[str, ...]] = ("pixels",)
+    source: str | None = None  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _its_source_samples(self) -> Self:
+        own = {"sampling", "limits", "decoder"} & self.model_fields_set
+        if self.source is not None and own:
+            raise ValueError(f"no {min(own)} beside a source, whose own counts")
+        if self.source is not None and self.transform.resize is not None:
+            raise ValueError("no transform.resize beside a source: its maps are as they are")
+        return self
 
 
-def recipe(config: Pixels | Rgb, weights: str | None) -> dict[str, Any]:
-    """Everything that can change the rows of `config`: its fields, the code's `NUMERICS`, and what names its `weights`.
+class Rgb(Pictured):
+    """Features of a frame CNN, float16 (D,) rows, or the map of a named layer."""
 
-    `weights`: the sha256 of a given file, the digest of the run that trains them, or ``DEFAULT``.
+    kind: Literal["rgb"]
+
+    @model_validator(mode="after")
+    def _one_frame(self) -> Self:
+        _no_clips(self.sampling)
+        return self
+
+
+class RgbDiff(Pictured):
+    """A CNN on stacked differences of frames `step` apart (TSN, Wang et al. 2016): 3 * pairs channels."""
+
+    kind: Literal["rgbdiff"]
+    sampling: Sampling = Segments(n=25)
+    pairs: PositiveInt = 5
+    step: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _samples_are_starts(self) -> Self:
+        _no_clips(self.sampling)
+        own = {"pairs", "step"} & self.model_fields_set
+        if self.source is not None and own:
+            raise ValueError(f"no {min(own)} beside a source, whose clips have a length")
+        return self
+
+
+class Trunk(Pictured):
+    """A 3D network on clips: pooled features, or the activation map of a named layer."""
+
+    kind: Literal["trunk"]
+    sampling: Sampling = Clips()
+
+    @model_validator(mode="after")
+    def _clips(self) -> Self:
+        if self.source is None and (not isinstance(self.sampling, Segments | Clips) or own_frames(self.sampling) == 1):
+            raise ValueError("sampling of clips, such as {kind: clips, frames: 16}")
+        return self
+
+
+class Mapped(Networked):
+    """A network on the maps of a store."""
+
+    source: str  # type: ignore[assignment]
+
+
+class Flow(Mapped):
+    """A CNN on stacks of optical flow, the rows of a `tvl1` store, centre-cropped to `crop`."""
+
+    reads: ClassVar[tuple[str, ...]] = ("tvl1",)
+    kind: Literal["flow"]
+    crop: PositiveInt | None = None  # null: as the network's weights want it
+
+
+class Audio(Mapped):
+    """A CNN on the patches of a `logmel` store."""
+
+    reads: ClassVar[tuple[str, ...]] = ("logmel",)
+    kind: Literal["audio"]
+
+
+ExtractorConfig = Annotated[Pixels | Tvl1 | Logmel | Rgb | RgbDiff | Trunk | Flow | Audio, Field(discriminator="kind")]
+AnyExtractor = Pixels | Tvl1 | Logmel | Rgb | RgbDiff | Trunk | Flow | Audio
+# Bumped by hand when a change to the code changes the rows.
+NUMERICS: Final = {"pixels": 2, "tvl1": 1, "logmel": 1, "rgb": 2, "rgbdiff": 1, "trunk": 1, "flow": 1, "audio": 1}
+
+
+def own_frames(sampling: Uniform | Every | Fps | Segments | Clips) -> int:
+    """How many frames a row of `sampling` has of itself."""
+    if isinstance(sampling, Segments):
+        return sampling.length
+    return sampling.frames if isinstance(sampling, Clips) else 1
+
+
+def snippet(config: FromVideo) -> tuple[int, int]:
+    """(frames, stride) of a row: a stack of pairs is one frame longer than the stack."""
+    if isinstance(config, Tvl1 | RgbDiff):
+        return config.pairs + 1, config.step
+    if isinstance(config.sampling, Clips):
+        return config.sampling.frames, config.sampling.stride
+    return own_frames(config.sampling), 1
+
+
+def recipe(config: Extractor, weights: str | None = None, source: str | None = None) -> dict[str, Any]:
+    """Everything that can change the rows of `config`: its fields, the code's `NUMERICS`, and what names its `weights`
+    and its `source`.
+
+    `weights`: the sha256 of a given file, the digest of the run that trains them, or ``DEFAULT``. `source`: the digest
+    of the recipe of the extractor that it reads.
     """
-    value = {**config.recipe(), "numerics": NUMERICS[config.kind]}
-    del value["limits"]["timeout_s"]
-    if isinstance(config, Rgb):
+    value = {**config.recipe(), "numerics": NUMERICS[config.kind], "source": source}  # type: ignore[attr-defined]
+    for field in ("store", "temporary"):
+        del value[field]
+    if source is not None:
+        for field in ("sampling", "limits", "decoder"):
+            value.pop(field, None)
+    if "limits" in value:
+        del value["limits"]["timeout_s"]
+    if isinstance(config, Networked):
         value["runtime"] = config.chosen_runtime
         value["network"]["weights"] = weights
+        if config.precision != "int8":
+            del value["calibration"]
     return value
+
+
+def _no_clips(sampling: Sampling) -> None:
+    if own_frames(sampling) > 1 or isinstance(sampling, Clips):
+        raise ValueError("sampling of single frames (uniform, every, fps, or segments of length 1)")

@@ -1,26 +1,38 @@
 """The one place that opens media: probe, then decode sequentially with true times and rotation.
 
-Media are hostile. Only containers of a list are opened, and only the file itself, so that no playlist can name another
-file; sizes are checked before a frame is decoded.
+Media are hostile. Only containers of a list are opened, none of which names other files, and only through FFmpeg's
+`file` protocol. How many packets there are and what time they span is read before a picture is decoded, and libavcodec
+is told the largest picture before it sees the first, so that it refuses a larger one without allocating it, also where
+the size changes on the way. What hangs (a FIFO, a network mount) is for the caller's clock.
 
     video = probe(path, Limits())
-    for frame in decode(path, Scaler(256, 224, "bilinear")): ...
+    scale = Scaler(256, 224, "bilinear")
+    for number, time_us, frame in decode(path, Limits(), Decoded()):
+        image = scale(frame)                        # uint8 (224, 224, 3) RGB, upright
 
-Times are microseconds of presentation; pixels are uint8 (H, W, 3) RGB.
+Times are microseconds of presentation as the file has them: they need not start at 0, and may be negative. Interlaced
+pictures stay woven as they are; alpha is dropped.
 """
 
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from heapq import heappop, heappush
 from pathlib import Path
+from typing import Literal
 
 import av
 import av.error
 import numpy as np
 import numpy.typing as npt
+from av.codec.hwaccel import HWAccel
+from av.sidedata.sidedata import SideData
+from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
@@ -28,8 +40,11 @@ from extract.config import Limits
 from features.outcome import Name
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,gif,wav,mp3,flac,aac"
-OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+ONLY = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 LONGEST_PX = 1 << 16  # of a picture that is scaled before its crop; slivers would fill the memory
+MOST_LOST = 1000  # packets that do not decode, before the rest is given up
+DISORDER = 3  # pictures by which a container's times may be out of order
+LAST_US = 1 << 62
 Image = npt.NDArray[np.uint8]
 
 
@@ -47,133 +62,238 @@ class Probe:
 
     times_us: npt.NDArray[np.int64]
     promised: int  # frames that the header promises; 0 where it does not say
-    rate: Fraction  # of the track, for pictures without a time of their own
 
 
 @dataclass
 class Decoded:
-    """What a full decode found; filled while `decode` runs."""
+    """What a full decode found; filled while `decode` runs. `errors` counts packets and pictures that are damaged."""
 
     times_us: list[int] = field(default_factory=list)
     errors: int = 0
     first_error: str = ""
 
+    def damage(self, number: int, what: str) -> None:
+        """Count it, found at frame `number`."""
+        self.errors += 1
+        self.first_error = self.first_error or f"frame {number}: {what}"
+
 
 class Scaler:
-    """Short side to `resize_px`, centre crop of `crop_px`, RGB, rotated as the file asks; one reused reformatter."""
+    """Short side to `resize_px`, centre crop of `crop_px`, turned as the file asks; one reused reformatter.
 
-    def __init__(self, resize_px: int, crop_px: int, interpolation: str) -> None:
-        self.resize_px, self.crop_px = resize_px, crop_px
+    "rgb24" gives uint8 (crop_px, crop_px, 3), "gray" the luma, uint8 (crop_px, crop_px), both of full range.
+    """
+
+    def __init__(
+        self, resize_px: int, crop_px: int, interpolation: str, pixel_format: Literal["rgb24", "gray"] = "rgb24"
+    ) -> None:
+        self.resize_px, self.crop_px, self.pixel_format = resize_px, crop_px, pixel_format
         self._filter = {"bilinear": Interpolation.BILINEAR, "bicubic": Interpolation.BICUBIC}[interpolation]
         self._reformat = VideoReformatter().reformat
 
     def __call__(self, frame: VideoFrame) -> Image:
-        """(crop_px, crop_px, 3)."""
+        """Raises `MediaError` for a sliver that would become longer than `LONGEST_PX`."""
         scale = self.resize_px / min(frame.width, frame.height)
         width, height = (max(self.resize_px, round(side * scale)) for side in (frame.width, frame.height))
         if max(width, height) > LONGEST_PX:
             raise MediaError("too_large", f"{frame.width}x{frame.height} pixels would become {width}x{height}")
-        scaled = self._reformat(frame, width=width, height=height, format="rgb24", interpolation=self._filter)
+        scaled = self._reformat(
+            frame, width=width, height=height, format=self.pixel_format, interpolation=self._filter, threads=1
+        )
         top, left = (height - self.crop_px) // 2, (width - self.crop_px) // 2
-        image = scaled.to_ndarray()[top : top + self.crop_px, left : left + self.crop_px]
-        turns = round(frame.rotation / 90) % 4
-        return np.rot90(image, turns).astype(np.uint8, copy=False)
+        image = scaled.to_ndarray().astype(np.uint8, copy=False)
+        return _upright(image[top : top + self.crop_px, left : left + self.crop_px], frame)
 
 
 def probe(path: Path, limits: Limits) -> Probe:
-    """Read the header and every packet's time. Raises `MediaError` for what gives no rows."""
-    with _opened(path) as container:
-        if container.duration and container.duration * 1e-6 > limits.max_duration_s:
-            seconds = container.duration * 1e-6
-            raise MediaError("too_large", f"{seconds:.0f} s long, limit {limits.max_duration_s:.0f} s")
-        if not container.streams.video:
-            raise MediaError("no_video", "no picture track")
-        stream = container.streams.video[0]
+    """Read the header and every packet's time; decodes nothing. Raises `MediaError` for what gives no rows."""
+    with opened(path, limits.max_pixels) as container:
+        stream = _pictures(container)
         _check_pixels(stream.width, stream.height, limits)
         if stream.frames > limits.max_frames:
             raise MediaError("too_large", f"{stream.frames} frames promised, limit {limits.max_frames}")
-        rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+        step_us = _step_us(stream)
         times: list[int] = []
-        try:
-            for packet in container.demux(stream):
-                if packet.size == 0 or packet.is_discard:
-                    continue
-                ticks = packet.pts if packet.pts is not None else packet.dts
-                times.append(_time_us(ticks, packet.time_base, len(times), rate))
-                if len(times) > limits.max_frames:
-                    raise MediaError("too_large", f"more than {limits.max_frames} frames")
-        except av.error.FFmpegError:
-            pass  # a cut file: what was read so far is what there is; decoding says the rest
-        times_us = np.sort(np.array(times, dtype=np.int64))
-        if times and (seconds := (times_us[-1] - times_us[0]) * 1e-6) > limits.max_duration_s:
-            raise MediaError("too_large", f"{seconds:.0f} s long, limit {limits.max_duration_s:.0f} s")
-        return Probe(times_us, stream.frames, rate)
+        first, last = LAST_US, -LAST_US
+        for packet in _packets(container, stream):
+            if isinstance(packet, av.error.FFmpegError) or packet.size == 0 or packet.is_discard:
+                continue  # what cannot be read, decoding says
+            times.append(_time_us(packet, times[-1] + step_us if times else 0))
+            first, last = min(first, times[-1]), max(last, times[-1])
+            if (seconds := (last - first) * 1e-6) > limits.max_duration_s:
+                raise MediaError("too_large", f"{seconds:.0f} s long, limit {limits.max_duration_s:.0f} s")
+            if len(times) > limits.max_frames:
+                raise MediaError("too_large", f"more than {limits.max_frames} frames")
+        return Probe(np.sort(np.array(times, dtype=np.int64)), _promised(container, stream))
 
 
 def decode(
-    path: Path, scale: Callable[[VideoFrame], Image], wanted: Callable[[int], bool], limits: Limits, found: Decoded
-) -> Iterator[tuple[int, int, Image]]:
-    """Decode every frame in display order; yield (number, time_us, image) of those `wanted`, and fill `found`.
+    path: Path, limits: Limits, found: Decoded, hardware: Literal["cuda"] | None = None
+) -> Iterator[tuple[int, int, VideoFrame]]:
+    """Decode every frame in display order; yield (number, time_us, frame as coded), and fill `found`.
 
-    Damaged packets are passed over and counted. Raises `MediaError` when a frame is larger than the limits.
+    Damaged packets are passed over and counted, and so are pictures that the decoder patched up. Times never descend.
+    With `hardware` the device decodes what it can, where there is one; else software does. Raises `MediaError` when
+    there is no picture track, or at a frame that is larger than the limits.
     """
-    with _opened(path) as container:
-        stream = container.streams.video[0]
+    with opened(path, limits.max_pixels, hardware) as container:
+        stream = _pictures(container)
         stream.codec_context.thread_count = 1  # the decoder processes are the parallelism
-        rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
-        for frame in _frames(container, stream, found):
+        stream.codec_context.options = {"max_pixels": _coded(limits.max_pixels)}
+        for time_us, frame in _in_order(_frames(container, stream, limits, found), _step_us(stream)):
             number = len(found.times_us)
-            found.times_us.append(_time_us(frame.pts, frame.time_base, number, rate))
             if number >= limits.max_frames:
                 raise MediaError("too_large", f"more than {limits.max_frames} frames")
-            if wanted(number):
-                _check_pixels(frame.width, frame.height, limits)
-                yield number, found.times_us[-1], scale(frame)
+            found.times_us.append(max(time_us, found.times_us[-1]) if number else time_us)
+            yield number, found.times_us[-1], frame
 
 
-def _frames(container: av.container.InputContainer, stream: av.VideoStream, found: Decoded) -> Iterator[VideoFrame]:
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-            if packet is None:
-                return
-            yield from stream.decode(packet)
-        except av.error.EOFError:
-            return
-        except av.error.FFmpegError as error:
-            found.errors += 1
-            found.first_error = found.first_error or f"frame {len(found.times_us)}: {error.strerror}"
-            if found.errors > 1000:
-                return
+def opened(
+    path: Path, max_pixels: int = 4096 * 2304, hardware: Literal["cuda"] | None = None
+) -> av.container.InputContainer:
+    """Open `path` for reading; the one call of `av.open`. Raises `MediaError`.
 
-
-def _opened(path: Path) -> av.container.InputContainer:
+    Finding out about streams can decode the first pictures; `max_pixels` bounds them. A FIFO blocks until somebody
+    writes to it.
+    """
     try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        raise MediaError("undecodable", f"cannot be read: {error.strerror}") from None
-    if not stat.S_ISREG(mode):
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise MediaError("undecodable", f"cannot be read: {getattr(error, 'strerror', error)}") from None
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
         raise MediaError("refused", "not a regular file")
-    if path.stat().st_size == 0:
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
         raise MediaError("undecodable", "empty file")
+    # The explicit protocol keeps a name such as `pipe:0` or `concat:a|b` a plain file name.
+    name, options = f"file:{path}", {**ONLY, "max_pixels": _coded(max_pixels)}
+    if hardware:
+        with suppress(av.error.FFmpegError):  # no such device here, or no media: then that is said below
+            return av.open(name, options=options, metadata_errors="replace", hwaccel=HWAccel(hardware))
     try:
-        # The explicit protocol keeps a name such as `pipe:0` or `concat:a|b` a plain file name.
-        return av.open(f"file:{path}", options=OPTIONS, metadata_errors="replace")
+        return av.open(name, options=options, metadata_errors="replace")
     except av.error.InvalidDataError:
         raise MediaError("undecodable", "not media, or its header is broken") from None
     except av.error.ArgumentError:  # how FFmpeg says that a format is not on the whitelist
         raise MediaError("refused", "its container is not one of the allowed ones") from None
     except (av.error.FFmpegError, OSError, ValueError) as error:
+        _memory(error)
         raise MediaError("undecodable", f"cannot be opened: {getattr(error, 'strerror', error)}") from None
 
 
-def _time_us(ticks: int | None, base: Fraction | None, number: int, rate: Fraction) -> int:
-    if ticks is None or base is None:
-        return round(number * 1_000_000 / rate)
-    return round(ticks * base * 1_000_000)
+def _pictures(container: av.container.InputContainer) -> av.VideoStream:
+    """The first track of moving pictures: a cover of an album is none."""
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:
+            if stream.codec_context is None:
+                raise MediaError("undecodable", "no decoder for its pictures")
+            return stream
+    raise MediaError("no_video", "no picture track")
+
+
+def _promised(container: av.container.InputContainer, stream: av.VideoStream) -> int:
+    if stream.frames and container.format.name.startswith("mov"):  # an edit list hides pictures that the header counts
+        return sum(not entry.is_discard for entry in stream.index_entries)
+    return stream.frames
+
+
+def _packets(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.Packet[av.VideoStream] | av.error.FFmpegError]:
+    """Packets to the end of the file, the last an empty one; in place of what cannot be read its error."""
+    for _ in range(MOST_LOST):
+        try:
+            yield from container.demux(stream)
+            return
+        except av.error.FFmpegError as error:
+            _memory(error)
+            yield error
+        except IndexError:  # how PyAV ends when tracks came up on the way
+            return
+
+
+def _frames(
+    container: av.container.InputContainer, stream: av.VideoStream, limits: Limits, found: Decoded
+) -> Iterator[VideoFrame]:
+    given = lost = 0
+    for packet in _packets(container, stream):
+        try:
+            if isinstance(packet, av.error.FFmpegError):
+                raise packet
+            frames = stream.decode(packet)
+        except av.error.EOFError:
+            return
+        except av.error.FFmpegError as error:
+            _memory(error)
+            if isinstance(error, av.error.ArgumentError) and stream.codec_context.width == 0:
+                # libavcodec forgets the size of a picture that it refuses
+                raise MediaError("too_large", f"a picture of over {limits.max_pixels} pixels, or of none") from None
+            found.damage(given, str(error.strerror))
+            lost += 1
+            if lost > MOST_LOST:
+                return
+            continue
+        for frame in frames:
+            _check_pixels(frame.width, frame.height, limits)
+            if frame.is_corrupt:
+                found.damage(given, "patched up by the decoder")
+            given += 1
+            yield frame
+
+
+def _in_order(frames: Iterator[VideoFrame], step_us: int) -> Iterator[tuple[int, VideoFrame]]:
+    """(time_us, frame). Pictures leave a decoder in the order of display; AVI has times in the order of decoding only,
+    so times are sorted within a few pictures. A picture without a time comes one step after the one before it."""
+    held: deque[VideoFrame] = deque()
+    times: list[int] = []
+    last = -step_us
+    for frame in frames:
+        last = _time_us(frame, last + step_us)
+        heappush(times, last)
+        held.append(frame)
+        if len(held) > DISORDER:
+            yield heappop(times), held.popleft()
+    while held:
+        yield heappop(times), held.popleft()
+
+
+def _upright(image: Image, frame: VideoFrame) -> Image:
+    """`image` (S, S, ...) turned and mirrored by the nearest multiple of a quarter turn of the frame's display matrix.
+
+    x' = ax + cy, y' = bx + dy with y down (ISO/IEC 14496-12, 8.3.2).
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, SideData):
+        return image
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32, 5).tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        image, a, d = image.swapaxes(0, 1), c, b
+    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+
+
+def _time_us(timed: av.Packet[av.VideoStream] | VideoFrame, otherwise: int) -> int:
+    ticks = timed.pts if timed.pts is not None else timed.dts
+    if ticks is None or timed.time_base is None:
+        return otherwise
+    return max(-LAST_US, min(LAST_US, round(ticks * timed.time_base * 1_000_000)))
+
+
+def _step_us(stream: av.VideoStream) -> int:
+    """From one picture to the next where they have no times of their own; 25 a second where the header is no help."""
+    rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
+    return round(1_000_000 / rate) if rate > 0 else 40_000
+
+
+def _coded(max_pixels: int) -> str:
+    """For libavcodec, which counts whole blocks of up to 128x128; `_check_pixels` is exact."""
+    return str(2 * max_pixels + (1 << 16))
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
     if width * height > limits.max_pixels:
         raise MediaError("too_large", f"{width}x{height} pixels, limit {limits.max_pixels}")
+
+
+def _memory(error: Exception) -> None:
+    """No memory is not the file's damage: the process that decodes has met its limit."""
+    if isinstance(error, MemoryError):
+        raise error

@@ -1,58 +1,55 @@
-"""The shard loop: decoder processes -> batches that cross video borders -> network -> writer.
+"""The shard loop: decoder processes -> batches that cross video borders -> network -> writer, for several extractors.
 
-One shard of one extractor, from files to a published shard. Rows come in the order of the list and batches are cut from
-that one stream at fixed places, so the bytes do not depend on where a killed job was taken up again: it truncates the
-journal to whole batches, decodes the first unfinished video again and passes over the rows that are already there.
+One shard of each extractor, from files (or another store) to published shards; a video is decoded once for all of them.
+Rows come in the order of the list and batches are cut from that one stream at fixed places, so the bytes do not depend
+on where a killed job was taken up again: it truncates the journal to whole batches, decodes the first unfinished video
+again and passes over the rows that are already there.
 
-    extract_shard(Task(extractor="rgb", config=config, ...), folder, videos, root)
+    extract_shards([Task(extractor="rgb", config=config, ...)], workers=2)
+
+Rows of an extractor that is not stored go straight to the one that reads it (`extract.lanes`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import queue
-import stat
-import threading
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from extract.config import Pixels, Rgb
-from extract.decoders import Decoders, End, Job
+from extract.calibration import Calibration
+from extract.config import AnyExtractor, FromVideo, Networked, Tvl1
+from extract.decoders import Decoders, End, Row
+from extract.fingerprint import Item, list_digest
+from extract.flow import FlowEngine
+from extract.lanes import Lane, PassOn, Plain, Writer
 from extract.progress import Progress
-from extract.runtime import Engine, Model, engine, prepare
+from extract.runtime import Engine, Model, engine, prepare, relative_error
+from extract.samples import PATCH, AnyJob, job_of
 from features.atomic import Lock, make_folder
-from features.errors import FramepoolError
-from features.journal import INDEX, Journal
+from features.errors import FramepoolError, UserError
+from features.journal import Journal
 from features.manifest import Manifest, read_manifest, shards
 from features.outcome import Outcome
 from features.recipe import digest, file_sha256
-from features.store import partial_path, publish, republish
+from features.store import partial_path, publish, republish, stream_shard
 
 LOCK_WAIT_S = 10.0  # a killed workflow's job needs a moment to end
-PIXEL_BATCH = 32  # rows written at a time where no network sets a batch
-
-
-@dataclass(frozen=True)
-class Item:
-    """One video of the shard: its id, and its file under the root ("" where there is none)."""
-
-    id: str
-    path: str
 
 
 @dataclass(frozen=True)
 class Task:
-    """One shard of one extractor. `weights` is where the config's weights really are; `recipe` names the store."""
+    """One shard of one extractor. `weights` is where the config's weights really are; `recipe` names the store.
+
+    `source` is what it reads: the video (None), the folder of another extractor's store, or the task of one that is
+    not stored. `calibration` are videos of the dataset, the same for every shard, for int8.
+    """
 
     extractor: str
-    config: Pixels | Rgb
+    config: AnyExtractor
     recipe: dict[str, Any]
     weights: Path | str | None
     shard: int
@@ -60,79 +57,239 @@ class Task:
     root: Path
     store: Path  # folder of the store
     cache: Path  # of converted networks
+    source: Path | Task | None = None
+    calibration: tuple[Item, ...] = ()
+
+    @property
+    def wanted(self) -> tuple[Any, ...]:
+        """What its manifest must stand for; see `Manifest.identity`."""
+        ids = tuple(i.id for i in self.items)
+        return digest(self.recipe), list_digest(self.items, self.root), self.shard, ids
 
 
 def extract_shard(task: Task, *, workers: int, lock_wait_s: float = LOCK_WAIT_S) -> Manifest:
-    """Make the shard and publish it, or publish again what is already whole. Returns its manifest.
+    """`extract_shards` of one task."""
+    return extract_shards([task], workers=workers, lock_wait_s=lock_wait_s)[0]
 
-    Raises `Busy` when another process holds the shard, `FramepoolError` where the store's shards came from other
-    weights; whatever stops it, what is finished stays in the journal.
+
+def extract_shards(tasks: Sequence[Task], *, workers: int, lock_wait_s: float = LOCK_WAIT_S) -> list[Manifest]:
+    """Make the shards and publish them, or publish again what is already whole. Returns their manifests.
+
+    Tasks on the videos share one decoding, so they are of the same items; tasks that read stores come after it, one by
+    one in the given order. Raises `Busy` when another process holds a shard, `FramepoolError` where a store's shards
+    came from other weights; whatever stops it, what is finished stays in the journals.
     """
-    make_folder(task.store)
-    with Lock(task.store / f"{task.shard:05d}.lock", wait_s=lock_wait_s):
-        wanted = (digest(task.recipe), list_digest(task.items, task.root), task.shard, tuple(i.id for i in task.items))
-        if (whole := republish(task.store, wanted, task.shard)) is not None:
-            if isinstance(task.weights, Path):
-                _same_facts(task, whole.facts, {"weights_sha256": file_sha256(task.weights)})
-            return whole
-        model = Model(task.config, task.weights) if isinstance(task.config, Rgb) and task.weights is not None else None
-        facts = prepare(model, task.cache) if model else {"transform": task.config.transform.recipe()}
+    found: dict[int, Manifest] = {}
+    seen = [n for n, task in enumerate(tasks) if _on_video(task)]
+    for group in (seen, *([n] for n in range(len(tasks)) if n not in seen)):
+        with ExitStack() as stack:
+            for n in sorted(group, key=lambda n: str(tasks[n].store)):  # one order, so that two jobs never wait in turn
+                make_folder(tasks[n].store)
+                stack.enter_context(Lock(tasks[n].store / f"{tasks[n].shard:05d}.lock", wait_s=lock_wait_s))
+            open_ = []
+            for n in group:
+                if (whole := _whole(tasks[n])) is not None:
+                    found[n] = whole
+                else:
+                    open_.append((n, stack.enter_context(closing(_Making(tasks[n], workers)))))
+            if open_:
+                _fill([making for _, making in open_], workers)
+                for n, making in open_:
+                    found[n] = making.publish()
+    return [found[n] for n in range(len(tasks))]
+
+
+def _on_video(task: Task) -> bool:
+    return _on_video(task.source) if isinstance(task.source, Task) else task.source is None
+
+
+def _whole(task: Task) -> Manifest | None:
+    """The shard, where it is whole already."""
+    whole = republish(task.store, task.wanted, task.shard)
+    if whole is not None and isinstance(task.weights, Path):
+        _same_facts(task, whole.facts, {"weights_sha256": file_sha256(task.weights)})
+    return whole
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """A task with what it leads to: the shape and type of its rows, and its engine when it comes to run."""
+
+    task: Task
+    facts: dict[str, Any]
+    model: Model | None
+    before: _Stage | None  # the extractor that it reads and that is not stored
+
+    @classmethod
+    def of(cls, task: Task) -> _Stage:
+        before, source, config = None, None, task.config
+        if isinstance(task.source, Task):
+            before = cls.of(task.source)
+            source = before.facts
+        elif task.source is not None:
+            manifest = read_manifest(task.source, task.shard)
+            source = {**manifest.facts, "row_shape": list(manifest.row_shape), "dtype": manifest.dtype}
+        facts: dict[str, Any]
+        model = None
+        if isinstance(config, Networked) and task.weights is not None:
+            shape = None if source is None else tuple(source["row_shape"])
+            model = Model(config, task.weights, shape, _calibration(task))
+            facts = {**prepare(model, task.cache), "dtype": "float16"}
+        elif isinstance(config, FromVideo):
+            job = job_of(config, transform := config.transform.recipe())
+            side = job.shape[-2:] if isinstance(config, Tvl1) else job.shape
+            shape = (*side, 2 * config.pairs) if isinstance(config, Tvl1) else side
+            facts = {"transform": transform, "row_shape": list(shape), "dtype": "uint8"}
+        else:
+            facts = {"row_shape": list(PATCH), "dtype": "float32"}
+        if source is not None:
+            facts["source"] = source
+        return cls(task, facts, model, before)
+
+    @property
+    def first(self) -> _Stage:
+        """The one that reads the video."""
+        return self if self.before is None else self.before.first
+
+    @property
+    def job(self) -> AnyJob:
+        """How a video becomes its samples."""
+        return job_of(self.task.config, self.facts.get("transform", {}))
+
+    @property
+    def input(self) -> tuple[tuple[int, ...], np.dtype[Any], int | None]:
+        """Shape, type and crop of what its engine reads."""
+        if self.model is not None and (source := self.facts.get("source")):
+            shape, crop = tuple(source["row_shape"]), self.facts["transform"].get("crop")
+            return shape, np.dtype(source["dtype"]), crop
+        return self.job.shape, self.job.dtype, None
+
+    def engine(self, threads: int) -> Engine:
+        """What makes rows of samples."""
+        config = self.task.config
+        if self.model is not None:
+            return engine(self.model, self.facts, self.task.cache, threads=threads)
+        if isinstance(config, Tvl1):
+            return FlowEngine(config.backend, config.bound_px, device=config.device, threads=threads)
+        return Plain()
+
+    @property
+    def batch(self) -> int:
+        """Rows that go through the engine together."""
+        config = self.task.config
+        if isinstance(config, Networked):
+            return config.batch
+        return max(1, min(32, (8 << 20) // int(np.prod(self.facts["row_shape"]))))
+
+
+class _Making:
+    """A shard in the making: its journal, and the lane that fills it."""
+
+    def __init__(self, task: Task, workers: int) -> None:
+        self.task, self.workers = task, workers
+        self.stage = _Stage.of(task)
+        facts = {k: v for k, v in self.stage.facts.items() if k not in ("row_shape", "dtype")}
         if (other := next((s for s in shards(task.store) if s != task.shard), None)) is not None:
             _same_facts(task, read_manifest(task.store, other).facts, facts)
-        journal = Journal(partial_path(task.store, task.shard), _head(task, facts, wanted))
-        try:
-            _fill(task, journal, model, facts, workers)
-            outcomes = tuple(journal.outcomes[v] for v in range(len(task.items)))
-            manifest = Manifest(
-                extractor=task.extractor,
-                digest=wanted[0],
-                recipe=task.recipe,
-                facts=facts,
-                shard=task.shard,
-                list_digest=wanted[1],
-                ids=wanted[3],
-                outcomes=outcomes,
-                row_shape=journal.row_shape,
-                dtype=journal.dtype.name,
-                statistics={k: v for k, v in journal.notes.items() if not k.startswith("video ")},
-            )
-            return publish(journal, task.store, manifest)
-        finally:
-            journal.close()
+        self.facts, self.wanted = facts, task.wanted
+        head = {"digest": self.wanted[0], "list_digest": self.wanted[1], "facts": facts}
+        shape = {k: self.stage.facts[k] for k in ("row_shape", "dtype")}
+        self.journal = Journal(partial_path(task.store, task.shard), {**head, **shape})
+        self.missing = [v for v in range(len(task.items)) if v not in self.journal.outcomes]
+        self.progress = Progress(f"{task.extractor} shard {task.shard}", len(task.items), len(self.journal.outcomes))
+
+    def close(self) -> None:
+        self.journal.close()
+
+    def lane(self, stack: ExitStack) -> Lane:
+        """The lane that the samples of its first stage enter."""
+        writer = stack.enter_context(Writer(self.journal, self.progress))
+        stage = self.stage
+        lane = stack.enter_context(Lane(stage.engine(self.workers), stage.batch, *stage.input, writer))
+        lane.skip(self.journal.index()["video"])
+        lane.watch = self._measure
+        while stage.before is not None:
+            stage = stage.before
+            lane = Lane(stage.engine(self.workers), stage.batch, *stage.input, PassOn(lane))
+            stack.enter_context(lane)
+        return lane
+
+    def _measure(self, samples: Any, rows: Any) -> None:
+        """The relative error of a reduced precision against fp32, on the first batch of a store, once."""
+        model, journal = self.stage.model, self.journal
+        if model is None or model.config.precision == "fp32" or self.task.shard or "relative_error" in journal.notes:
+            return
+        error = relative_error(model, self.stage.facts, self.task.cache, samples, rows, threads=self.workers)
+        if np.isfinite(error):  # else the next batch tells
+            journal.note("relative_error", round(error, 6))
+
+    def publish(self) -> Manifest:
+        """The journal becomes the published shard."""
+        task, journal = self.task, self.journal
+        manifest = Manifest(
+            extractor=task.extractor,
+            digest=self.wanted[0],
+            recipe=task.recipe,
+            facts=self.facts,
+            shard=task.shard,
+            list_digest=self.wanted[1],
+            ids=self.wanted[3],
+            outcomes=tuple(journal.outcomes[v] for v in range(len(task.items))),
+            row_shape=journal.row_shape,
+            dtype=journal.dtype.name,
+            statistics={k: v for k, v in journal.notes.items() if not k.startswith("video ")},
+        )
+        return publish(journal, task.store, manifest)
 
 
-def list_digest(items: Sequence[Item], root: Path) -> str:
-    """Digest of a slice of the list: ids, paths and what the files are (size, and sha256 of both ends)."""
-    return digest([[i.id, i.path, fingerprint(root / i.path) if i.path else ""] for i in items])
+def _fill(makings: Sequence[_Making], workers: int) -> None:
+    items, root = makings[0].task.items, makings[0].task.root
+    source = makings[0].task.source
+    with ExitStack() as stack:
+        lanes = [making.lane(stack) for making in makings]
+        if isinstance(source, Path):
+            _from_store(source, makings[0], lanes[0])
+        else:
+            wanted: dict[int, list[int]] = {}
+            for n, making in enumerate(makings):
+                for video in making.missing:
+                    wanted.setdefault(video, []).append(n)
+            for video in [v for v in sorted(wanted) if not items[v].path]:
+                missing = Outcome(outcome="undecodable", reason="no such file under the root")
+                for n in wanted.pop(video):
+                    lanes[n].push(End(video, missing))
+            if wanted:
+                paths = {v: root / items[v].path for v in wanted}
+                jobs = [making.stage.first.job for making in makings]
+                for item in stack.enter_context(Decoders(jobs, paths, workers, wanted)):
+                    lanes[item.job].push(item)
+        for lane in lanes:
+            lane.flush()
+    for making in makings:
+        making.progress.close()
 
 
-def fingerprint(path: Path) -> str:
-    """Tells a replaced file from the old one, wherever it is copied: size, and sha256 of its first and last 64 KiB."""
-    end = 1 << 16
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for its writer
-            return "not a regular file"
-        with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            head = stream.read(end)
-            stream.seek(max(len(head), size - end))
-            return f"{size}-{hashlib.sha256(head + stream.read(end)).hexdigest()[:16]}"
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
+def _from_store(source: Path, making: _Making, lane: Lane) -> None:
+    manifest, read = stream_shard(source, making.task.shard)
+    if manifest.ids != making.wanted[3]:
+        fix = "extract the source again: its list is another one"
+        raise FramepoolError(
+            "source of other videos", where=source, expected=making.wanted[3][0], got=manifest.ids[0], fix=fix
+        )
+    for video in making.missing:
+        for times_us, rows in read(video):
+            for time_us, row in zip(times_us.tolist(), rows, strict=True):
+                lane.push(Row(video, time_us, row))
+        lane.push(End(video, manifest.outcomes[video]))
 
 
-def _head(task: Task, facts: dict[str, Any], wanted: tuple[Any, ...]) -> dict[str, Any]:
-    if isinstance(task.config, Rgb):
-        shape, dtype = [facts["feature_dim"]], "float16"
-    else:
-        shape, dtype = list(_job(task, facts).shape), "uint8"
-    return {"digest": wanted[0], "list_digest": wanted[1], "facts": facts, "row_shape": shape, "dtype": dtype}
-
-
-def _job(task: Task, facts: dict[str, Any]) -> Job:
-    t, limits = facts["transform"], task.config.limits
-    crop = t["crop"] or t["resize"]
-    return Job(task.config.sampling, t["resize"] or crop, crop, t["interpolation"] or "bilinear", limits)
+def _calibration(task: Task) -> Calibration | None:
+    if not isinstance(task.config, Networked) or task.config.precision != "int8":
+        return None
+    if isinstance(task.source, Task):
+        fix = "store the source, or set precision: fp32"
+        raise UserError("int8 is calibrated on stored maps or on the videos", where=task.extractor, fix=fix)
+    return Calibration(task.calibration, task.root, task.source)
 
 
 def _same_facts(task: Task, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
@@ -145,143 +302,3 @@ def _same_facts(task: Task, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
                 got=value,
                 fix="its weights were replaced or trained again: remove the store's folder to make it anew",
             )
-
-
-@dataclass
-class _Batch:
-    """Consecutive rows of the shard, and the videos that are finished once these rows are written."""
-
-    samples: npt.NDArray[np.uint8]
-    index: npt.NDArray[Any]
-    filled: int = 0
-    ends: list[End] = field(default_factory=list)
-
-
-def _fill(task: Task, journal: Journal, model: Model | None, facts: dict[str, Any], workers: int) -> None:
-    missing = {v: i for v, i in enumerate(task.items) if v not in journal.outcomes}
-    progress = Progress(f"{task.extractor} shard {task.shard}", len(task.items), len(journal.outcomes))
-    for video, item in missing.items():
-        if not item.path:
-            reason = "no such file under the root"
-            journal.append_outcome(video, Outcome(outcome="undecodable", reason=reason))
-    paths = {v: task.root / i.path for v, i in missing.items() if i.path}
-    if paths:
-        job = _job(task, facts)
-        size = task.config.batch if isinstance(task.config, Rgb) else PIXEL_BATCH
-        with Decoders(job, paths, workers) as decoders, _Writer(journal, progress) as writer:
-            batches = _batches(decoders, job, size, journal)
-            if model is None:
-                for batch in batches:
-                    writer.put(batch, batch.samples[: batch.filled])
-            else:
-                run = engine(model, facts, task.cache, threads=workers)
-                _through_network(run, batches, writer, _error_of(task, model, facts, workers, journal))
-    progress.close()
-
-
-def _batches(decoders: Decoders, job: Job, size: int, journal: Journal) -> Iterator[_Batch]:
-    """Cut the stream of rows into batches of `size`; every batch but the last is full."""
-    here = Counter(journal.index()["video"].tolist())
-
-    def fresh() -> _Batch:
-        return _Batch(np.empty((size, *job.shape), np.uint8), np.zeros(size, INDEX))
-
-    batch = fresh()
-    for item in decoders:
-        if isinstance(item, End):
-            batch.ends.append(item)
-            continue
-        if here[item.video] > 0:  # written before the kill
-            here[item.video] -= 1
-            continue
-        batch.samples[batch.filled] = item.sample
-        batch.index[batch.filled] = (item.video, item.time_us)
-        batch.filled += 1
-        if batch.filled == size:
-            yield batch
-            batch = fresh()
-    yield batch
-
-
-def _through_network(run: Engine, batches: Iterator[_Batch], writer: _Writer, first: Any) -> None:
-    underway: list[_Batch] = []
-
-    def pixels() -> Iterator[npt.NDArray[np.uint8]]:
-        for batch in batches:
-            underway.append(batch)
-            if batch.filled:
-                yield batch.samples[: batch.filled]
-
-    for rows in run(pixels()):
-        batch = underway.pop(0)
-        first(batch, rows)
-        writer.put(batch, rows)
-    for batch in underway:  # the last one, when it holds no rows but the ends of videos without any
-        writer.put(batch, np.empty((0, 1), np.float32))
-
-
-def _error_of(task: Task, model: Model, facts: dict[str, Any], threads: int, journal: Journal) -> Any:
-    """Measures the first batch of a store of reduced precision against fp32, once, and notes the relative error."""
-
-    def measure(batch: _Batch, rows: npt.NDArray[np.float32]) -> None:
-        if model.config.precision == "fp32" or task.shard != 0 or "relative_error" in journal.notes:
-            return
-        exact = engine(model, facts, task.cache, threads=threads, precision="fp32")
-        reference = next(exact([batch.samples[: batch.filled]]))
-        with np.errstate(all="ignore"):
-            error = float(np.linalg.norm(rows - reference) / max(float(np.linalg.norm(reference)), 1e-12))
-        if np.isfinite(error):  # else the next batch tells
-            journal.note("relative_error", round(error, 6))
-
-    return measure
-
-
-class _Writer:
-    """A thread that checks rows, rounds them to the store's dtype and appends them to the journal, in order."""
-
-    def __init__(self, journal: Journal, progress: Progress) -> None:
-        self._journal, self._progress = journal, progress
-        self._queue: queue.Queue[tuple[_Batch, npt.NDArray[Any]] | None] = queue.Queue(4)
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> _Writer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: Any, *_: object) -> None:
-        self._queue.put(None)
-        self._thread.join()
-        if kind is None and self._error is not None:
-            raise self._error
-
-    def put(self, batch: _Batch, rows: npt.NDArray[Any]) -> None:
-        if self._error is not None:
-            raise self._error
-        self._queue.put((batch, rows))
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            if self._error is None:
-                try:
-                    self._write(*item)
-                except BaseException as error:
-                    self._error = error
-
-    def _write(self, batch: _Batch, rows: npt.NDArray[Any]) -> None:
-        index = batch.index[: len(rows)]
-        if rows.dtype.kind == "f":
-            with np.errstate(over="ignore"):
-                rows = rows.astype(self._journal.dtype)  # overflow becomes inf, and is refused here
-            for row in np.flatnonzero(~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))):
-                name = f"video {index['video'][row]}"
-                if name not in self._journal.notes:
-                    self._journal.note(name, f"non-finite feature at {index['time_us'][row] / 1e6:.3f} s")
-        if len(rows):
-            self._journal.append_rows(rows, index)
-        for end in batch.ends:
-            outcome, reason = end.outcome, self._journal.notes.get(f"video {end.video}")
-            if reason is not None:
-                outcome = replace(outcome, outcome="non_finite", reason=reason, rows=0)
-            self._journal.append_outcome(end.video, outcome)
-        self._progress.add(rows=len(rows), videos=len(batch.ends))

@@ -1,8 +1,8 @@
 """Features in memory: one tensor a modality, batches picked by index. The only module of this room that imports torch.
 
-Every shard is read once, in bulk, and verified; float16 and uint8 stay as stored until a batch reaches the device.
-Modalities are joined by video id, never by position. A batch is padded to its longest video and comes with masks;
-padding is zeros.
+Every shard is read once, in bulk, and verified; rows stay in the type they are stored in until a batch reaches the
+device. Modalities are joined by video id, never by position, and on demand row by row by time. A batch is padded to its
+longest video and comes with masks; padding is zeros.
 
 Legend: V videos in all, N rows in all, B videos of a batch, L rows of a video, *D one row.
 
@@ -23,12 +23,15 @@ import psutil
 import torch
 from torch import Tensor
 
+from features.align import nearest
 from features.errors import FramepoolError, UserError
 from features.manifest import Manifest
 from features.store import read_manifest, read_shard, shards
 
 Batch = tuple[dict[str, Tensor], dict[str, Tensor]]  # {modality: (B,L,*D)}, {modality: (B,L) bool}
 Select = Callable[[Tensor], tuple[Tensor, Tensor]]  # row counts (B,) -> row numbers (B,L) ascending, mask (B,L); L >= 1
+_DTYPES: Final = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
+_MEAN_ROWS: Final = 1024  # summed at a time
 _SAFETY_BYTES: Final = 256 << 20  # left free beside the rows
 
 
@@ -85,9 +88,10 @@ def _trim(index: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 class Rows(NamedTuple):
     """One modality: video v has rows data[starts[v] : starts[v] + lengths[v]]; the last row of `data` is padding."""
 
-    data: Tensor  # (N+1, *D) float16 or uint8
+    data: Tensor  # (N+1, *D) float16, float32 or uint8
     starts: Tensor  # (V,)
     lengths: Tensor  # (V,)
+    time_us: Tensor  # (N+1,) int64: the middle of what each row covers, ascending within a video
 
 
 @dataclass(frozen=True)
@@ -117,15 +121,25 @@ class Features:
         return cls(tuple(ids), rows, facts)
 
     @classmethod
-    def of(cls, ids: Sequence[str], arrays: Mapping[str, Sequence[np.ndarray[Any, Any]]]) -> Self:
-        """Features from arrays in memory: for each modality one (L, *D) array a video, rows of one shape and type."""
+    def of(
+        cls,
+        ids: Sequence[str],
+        arrays: Mapping[str, Sequence[np.ndarray[Any, Any]]],
+        times_us: Mapping[str, Sequence[np.ndarray[Any, Any]]] | None = None,
+    ) -> Self:
+        """Features from arrays in memory: for each modality one (L, *D) array a video, rows of one shape and type.
+
+        `times_us` are of the same structure, (L,) a video; without them rows are a second apart.
+        """
         rows = {}
         for modality, videos in arrays.items():
             data = torch.from_numpy(
                 np.concatenate([*videos, np.zeros_like(videos[0], shape=(1, *videos[0].shape[1:]))])
             )
             lengths = torch.tensor([len(v) for v in videos])
-            rows[modality] = Rows(data, lengths.cumsum(0) - lengths, lengths)
+            given = times_us[modality] if times_us else [np.arange(len(v)) * 1_000_000 for v in videos]
+            times = torch.from_numpy(np.concatenate([*given, [0]]).astype(np.int64))
+            rows[modality] = Rows(data, lengths.cumsum(0) - lengths, lengths, times)
         return cls(tuple(ids), rows, {})
 
     @property
@@ -138,28 +152,69 @@ class Features:
         """Bytes of all rows."""
         return sum(rows.data.nbytes for rows in self.rows.values())
 
-    def has_rows(self) -> Tensor:
-        """(V,) bool: the video has a row in at least one modality."""
-        return torch.stack([rows.lengths > 0 for rows in self.rows.values()]).any(dim=0)
+    def has_rows(self, modality: str | None = None) -> Tensor:
+        """(V,) bool: the video has a row in `modality`, or in at least one."""
+        asked = self.rows.values() if modality is None else [self.rows[modality]]
+        return torch.stack([rows.lengths > 0 for rows in asked]).any(dim=0)
+
+    def means(self, videos: Tensor) -> dict[str, Tensor]:
+        """{modality: (D,) float32}: the mean of all rows of the videos numbered `videos`, where rows are vectors; zeros
+        where they have none."""
+        found = {}
+        for modality, (data, starts, lengths, _) in self.rows.items():
+            if data.ndim != 2:
+                continue
+            counts = lengths[videos]
+            first = counts.cumsum(0) - counts
+            index = torch.arange(int(counts.sum())) + (starts[videos] - first).repeat_interleave(counts)
+            total = torch.zeros(data.shape[1], dtype=torch.float64)
+            for part in torch.split(index, _MEAN_ROWS):
+                total += data.index_select(0, part.to(data.device)).sum(dim=0, dtype=torch.float32).cpu()
+            found[modality] = (total / max(1, len(index))).float()
+        return found
 
     def to(self, device: torch.device) -> Features:
         """The same features with the rows on `device`; what picks them stays where the generators are, on the CPU."""
         return Features(self.ids, {m: r._replace(data=r.data.to(device)) for m, r in self.rows.items()}, self.stores)
 
-    def batch(self, videos: Tensor, select: Select | Mapping[str, Select], device: torch.device | None = None) -> Batch:
+    def batch(
+        self,
+        videos: Tensor,
+        select: Select | Mapping[str, Select],
+        device: torch.device | None = None,
+        align: str | None = None,
+    ) -> Batch:
         """Rows and masks of the videos numbered `videos` (B,) on `device`; float rows as float32, uint8 rows as uint8.
 
-        `select` picks rows, the same way in every modality or one way for each.
+        `select` picks rows, the same way in every modality or one way for each. With `align` it picks those of that
+        modality, and the others give for each of them the row that is nearest in time: all have the same L then, and a
+        video without rows of that modality has none at all.
         """
+        chosen: dict[str, tuple[Tensor, Tensor]] = {}
+        for modality in [align] if align is not None else self.rows:
+            pick = select[modality] if isinstance(select, Mapping) else select
+            chosen[modality] = pick(self.rows[modality].lengths[videos])
+        if align is not None:
+            chosen |= {m: self._nearest(videos, m, align, *chosen[align]) for m in self.rows if m != align}
         features, masks = {}, {}
-        for modality, (data, starts, lengths) in self.rows.items():
-            index, mask = (select[modality] if isinstance(select, Mapping) else select)(lengths[videos])
+        for modality, (data, starts, _, _) in self.rows.items():
+            index, mask = chosen[modality]
             flat = torch.where(mask, index + starts[videos, None], len(data) - 1)  # (B,L)
             picked = data.index_select(0, flat.flatten().to(data.device))
             picked = picked.view(*flat.shape, *data.shape[1:]).to(device)
             features[modality] = picked.float() if picked.is_floating_point() else picked
             masks[modality] = mask.to(picked.device)
         return features, masks
+
+    def _nearest(
+        self, videos: Tensor, modality: str, reference: str, index: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Row numbers of `modality` (B,L) and their mask, at the times of the rows `index` of `reference`."""
+        theirs, own = self.rows[reference], self.rows[modality]
+        reference_us = theirs.time_us[torch.where(mask, index + theirs.starts[videos, None], len(theirs.time_us) - 1)]
+        starts, counts = own.starts[videos], own.lengths[videos]
+        rows = nearest(reference_us.numpy(), own.time_us.numpy(), starts.numpy(), counts.numpy())
+        return torch.from_numpy(rows), mask & (counts > 0)[:, None]
 
 
 def _manifests(folder: Path) -> list[tuple[int, Manifest]]:
@@ -200,7 +255,8 @@ def _read(folder: Path, manifests: Sequence[tuple[int, Manifest]], wanted: Mappi
     first = manifests[0][1]
     places = [np.array([wanted.get(video, -1) for video in m.ids], dtype=np.int64) for _, m in manifests]
     total = sum(int(_counts(m)[place >= 0].sum()) for place, (_, m) in zip(places, manifests, strict=True))
-    data = torch.zeros((total + 1, *first.row_shape), dtype=torch.uint8 if first.dtype == "uint8" else torch.float16)
+    data = torch.zeros((total + 1, *first.row_shape), dtype=_DTYPES[first.dtype])
+    time_us = torch.zeros(total + 1, dtype=torch.int64)
     starts, lengths = np.zeros(len(wanted), dtype=np.int64), np.full(len(wanted), -1, dtype=np.int64)
     position = 0
     for place, (shard, _) in zip(places, manifests, strict=True):
@@ -209,15 +265,17 @@ def _read(folder: Path, manifests: Sequence[tuple[int, Manifest]], wanted: Mappi
             continue
         stored = read_shard(folder, shard)
         counts = np.diff(stored.offsets)
-        frames = stored.frames if keep.all() else stored.frames[np.repeat(keep, counts)]
+        rows = slice(None) if keep.all() else np.repeat(keep, counts)
+        frames, times = stored.frames[rows], stored.time_us[rows]
         kept = counts[keep]
         ends = position + np.cumsum(kept)
         starts[place[keep]], lengths[place[keep]] = ends - kept, kept
         data[position : position + len(frames)] = torch.from_numpy(frames)
+        time_us[position : position + len(frames)] = torch.from_numpy(times)
         position += len(frames)
     if (lengths < 0).any():
         missing = [video for video, place in wanted.items() if lengths[place] < 0]
         got = f"{missing[0]} is not among them" + (f", nor are {len(missing) - 1} others" if len(missing) > 1 else "")
         fix = "extract the shards that are missing"
         raise FramepoolError("store lacks videos", where=folder, expected=f"all {len(wanted)} videos", got=got, fix=fix)
-    return Rows(data, torch.from_numpy(starts), torch.from_numpy(lengths))
+    return Rows(data, torch.from_numpy(starts), torch.from_numpy(lengths), time_us)

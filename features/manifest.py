@@ -90,7 +90,9 @@ class Manifest:
         if rows[-1] != value["rows"] or (np.diff(rows) < 0).any():
             raise DamagedStore("row counts disagree", where=where, expected=value["rows"], got=rows[-1], fix=REPAIR)
         if dtype.kind not in "fu":
-            raise DamagedStore("unknown dtype", where=where, expected="float16 or uint8", got=dtype, fix=REPAIR)
+            raise DamagedStore(
+                "unknown dtype", where=where, expected="float16, float32 or uint8", got=dtype, fix=REPAIR
+            )
         if any(Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name for name in manifest.files):
             raise DamagedStore("manifest names a file outside its shard", where=where, fix=REPAIR)
         return manifest

@@ -15,7 +15,7 @@ chunk file into fill values.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,13 @@ __all__ = [
     "republish",
     "retire",
     "shards",
+    "stream_shard",
     "verify_shard",
     "write_shard",
 ]
 
 CHUNK_BYTES = 1 << 20  # the unit of reading, uncompressed
+BLOCK_BYTES = 32 << 20  # of rows that a streaming reader holds
 FILE_BYTES = 256 << 20  # chunks are packed into files of this size, so that a million videos are not a million files
 
 
@@ -73,6 +75,38 @@ def partial_path(folder: Path, shard: int) -> Path:
 def read_shard(folder: Path, shard: int) -> Shard:
     """A published shard, every byte checked. Raises `DamagedStore`, naming the file."""
     return _read(shard_path(folder, shard), read_manifest(folder, shard))
+
+
+Read = Callable[[int], Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]]
+
+
+def stream_shard(folder: Path, shard: int) -> tuple[Manifest, Read]:
+    """A published shard that need not fit in memory: its manifest, and a function from a video's number in the shard to
+    blocks of (time_us (n,), rows (n, *D)). Every byte is checked before. Raises `DamagedStore`, naming the file."""
+    manifest, path = read_manifest(folder, shard), shard_path(folder, shard)
+    for name, (size, sha256) in manifest.files.items():
+        _checked_file(path / name, size, sha256)
+    try:
+        root = zarr.open_group(LocalStore(path, read_only=True), mode="r", zarr_format=3)
+        frames, offsets, time_us = (root[name] for name in ("frames", "offsets", "time_us"))
+        shapes = [a.shape for a in (frames, offsets, time_us) if isinstance(a, zarr.Array)]
+    except (KeyError, ValueError, OSError) as error:
+        raise DamagedStore("not a shard", where=path, got=error, fix=REPAIR) from None
+    expected = [(manifest.rows, *manifest.row_shape), (len(manifest.ids) + 1,), (manifest.rows,)]
+    if shapes != expected:
+        raise DamagedStore("wrong shape", where=path, expected=expected, got=shapes, fix=REPAIR)
+    starts, times = manifest.offsets, np.asarray(time_us[...])  # type: ignore[index]
+    if not np.array_equal(np.asarray(offsets[...]), starts):  # type: ignore[index]
+        raise DamagedStore("offsets disagree with the manifest", where=path / "offsets", fix=REPAIR)
+    row_bytes = max(1, int(np.prod(manifest.row_shape, dtype=np.int64)) * np.dtype(manifest.dtype).itemsize)
+    step = max(1, BLOCK_BYTES // row_bytes)
+
+    def read(video: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
+        for at in range(int(starts[video]), int(starts[video + 1]), step):
+            part = slice(at, min(at + step, int(starts[video + 1])))
+            yield times[part], np.asarray(frames[part])  # type: ignore[index]
+
+    return manifest, read
 
 
 def verify_shard(folder: Path, shard: int) -> Manifest:
@@ -236,6 +270,23 @@ def _check(path: Path, manifest: Manifest, frames: npt.NDArray[Any], offsets: np
         raise DamagedStore("non-finite row", where=path / "frames", got=f"row {row} of video {video}", fix=REPAIR)
 
 
+def _checked_file(path: Path, size: int, sha256: str) -> None:
+    """As `_checked`, without holding the bytes."""
+    try:
+        got_size, got = path.stat().st_size, file_sha256(path)
+    except OSError as error:
+        raise DamagedStore("missing file in a shard", where=path, got=error.strerror, fix=REPAIR) from None
+    if got_size != size:
+        raise DamagedStore("wrong size", where=path, expected=f"{size} bytes", got=f"{got_size} bytes", fix=REPAIR)
+    if got != sha256:
+        raise _other_bytes(path, sha256, got)
+
+
+def _other_bytes(path: Path, expected: str, got: str) -> DamagedStore:
+    what = "bytes do not match their manifest"
+    return DamagedStore(what, where=path, expected=f"sha256 {expected[:16]}", got=got[:16], fix=REPAIR)
+
+
 def _checked(path: Path, size: int, sha256: str) -> bytes:
     try:
         data = path.read_bytes()
@@ -244,9 +295,7 @@ def _checked(path: Path, size: int, sha256: str) -> bytes:
     if len(data) != size:
         raise DamagedStore("wrong size", where=path, expected=f"{size} bytes", got=f"{len(data)} bytes", fix=REPAIR)
     if (got := hashlib.sha256(data).hexdigest()) != sha256:
-        raise DamagedStore(
-            "bytes do not match their manifest", where=path, expected=f"sha256 {sha256[:16]}", got=got[:16], fix=REPAIR
-        )
+        raise _other_bytes(path, sha256, got)
     return data
 
 

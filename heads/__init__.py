@@ -57,4 +57,6 @@ def from_config(
     needs = getattr(config, "network", None)
     extra = {} if needs is None else {"network": network if network is not None else needs}
     head: Head = head_class(own, num_classes, **config.options(), **extra)
+    if config.missing == "mean":
+        head.stand_in(config.align)
     return head

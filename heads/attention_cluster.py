@@ -6,7 +6,8 @@
     shifting     u_k = alpha_k m_k + beta_k,  v_k = u_k / (sqrt(N) |u_k|)            without shifting v_k = m_k
     video        dropout(concat of v_k over units and modalities), linear
 
-The order of rows does not matter. A modality without rows gives a zero cluster vector, whatever its shift.
+The order of rows does not matter. A modality without rows and without a mean (`missing: none`) gives a
+zero cluster vector, whatever its shift.
 Legend: B videos, L rows, D dims, N units, H hidden, C classes.
 
     head = heads.build("attention_cluster", {"rgb": (1280,)}, 6, clusters=64, weighting="fc1", shift=True)
@@ -135,7 +136,7 @@ class AttentionCluster(Head):
         return logits
 
     def attention(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The weights (B,N,L) that each unit gives to each row, by modality."""
+        """The weights (B,N,L) that each unit gives to each row, by modality; zeros where that is missing."""
         return {
             m: cast(Cluster, cluster).attention(zero_padding(features[m], masks[m]), masks[m])
             for m, cluster in self.clusters.items()

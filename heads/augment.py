@@ -10,26 +10,39 @@ Legend: B videos, R rows of the batch, C channels, H W height and width of a map
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 
-SCALES: Final = (1.0, 0.875, 0.75, 0.66)
+SCALES: Final = (1.0, 0.875, 0.75, 0.66)  # of colours
+MOTION_SCALES: Final = SCALES[:3]  # of flow and of differences, in the authors' code
 # (down, right) in quarters of the room that the crop leaves
 PLACES: Final = (
     *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),  # corners, middle
     *((2, 0), (2, 4), (4, 2), (0, 2)),  # edges
     *((1, 1), (1, 3), (3, 1), (3, 3)),  # quarters
 )
-SIZES: Final = tuple((h, w) for i, h in enumerate(SCALES) for j, w in enumerate(SCALES) if abs(i - j) <= 1)
+
+
+def sizes(scales: Sequence[float]) -> Tensor:
+    """(K,2): the pairs of `scales` that a crop's height and width may have."""
+    return torch.tensor([(h, w) for i, h in enumerate(scales) for j, w in enumerate(scales) if abs(i - j) <= 1])
 
 
 def random_boxes(
-    count: int, height_px: int, width_px: int, *, mirror: bool, generator: torch.Generator | None
+    count: int,
+    height_px: int,
+    width_px: int,
+    *,
+    mirror: bool,
+    generator: torch.Generator | None,
+    scales: Sequence[float] = SCALES,
 ) -> Tensor:
     """(B,4): top, left, bottom, right of `count` random crops, in pixels; left > right is mirrored."""
-    size = torch.tensor(SIZES)[torch.randint(len(SIZES), (count,), generator=generator)] * min(height_px, width_px)
+    pairs = sizes(scales)
+    size = pairs[torch.randint(len(pairs), (count,), generator=generator)] * min(height_px, width_px)
     place = torch.tensor(PLACES)[torch.randint(len(PLACES), (count,), generator=generator)] / 4
     size, room = size.floor(), torch.tensor([height_px, width_px])
     first = (place * (room - size)).floor()

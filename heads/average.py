@@ -1,6 +1,6 @@
 """Average: the mean row of each modality, side by side, and a linear layer. Attention Clusters (CVPR 2018), appendix B.
 
-The order of rows does not matter. A modality without rows counts as zeros.
+The order of rows does not matter. A modality without rows counts as zeros with `missing: none`.
 Legend: B videos, L rows, D dims, C classes.
 
     heads.build("average", {"rgb": (1280,)}, num_classes=6, dropout=0.5)

@@ -3,6 +3,9 @@
 Every head keeps these promises, and one contract test holds all of them to it: any L >= 1; padded rows never matter,
 nor does the company in a batch (in evaluation); a video without rows gives finite logits; it saves and loads.
 
+A modality that a video lacks, as its mask says, is by default stood in for by one row: the mean of that modality over
+the training videos (for silent videos, Attention Clusters, CVPR 2018), which the head keeps with its weights.
+
 Legend: B videos, L rows, *D one row, C classes.
 
     class Mine(Head):
@@ -12,7 +15,7 @@ Legend: B videos, L rows, *D one row, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,13 +34,53 @@ class Head(nn.Module):
     def __init__(self, shapes: Shapes, num_classes: int) -> None:
         super().__init__()
         self.shapes, self.num_classes = dict(shapes), num_classes
+        self._stood_in: list[str] = []  # modalities
+        self._align: str | None = None
+
+    def stand_in(self, align: str | None = None) -> None:
+        """From now on a missing modality of vectors gets its mean, as its only row; zeros until `keep_means`.
+
+        Batches that follow `align` have that row beside each of the reference's, as nothing else is nearer in time.
+        """
+        for modality in sorted(self.shapes, key=lambda m: m != align):  # what is missing follows a complete reference
+            if len(self.shapes[modality]) == 1:
+                self.register_buffer(_mean(modality), torch.zeros(self.shapes[modality]))
+                self._stood_in.append(modality)
+        self._align = align
+        self.register_forward_pre_hook(_complete)
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether there is a modality for which the head needs `keep_means`."""
+        return bool(self._stood_in)
+
+    def keep_means(self, means: Mapping[str, Tensor]) -> None:
+        """Take the mean row (D,) over the training videos of each modality that the head stands in for."""
+        for modality in self._stood_in:
+            self.get_buffer(_mean(modality)).copy_(means[modality])
+
+    def completed(
+        self, features: dict[str, Tensor], masks: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The same batch with the mean in the place of what a video lacks; what `forward` sees."""
+        features, masks = dict(features), dict(masks)
+        for modality in self._stood_in:
+            mask = masks[modality]
+            lacks = ~mask.any(dim=1, keepdim=True)  # (B,1)
+            if not bool(lacks.any()):
+                continue
+            only = torch.arange(mask.shape[1], device=mask.device) == 0  # (L,)
+            put = lacks & (only if self._align in (None, modality) else masks[self._align])  # (B,L)
+            features[modality] = torch.where(put[..., None], self.get_buffer(_mean(modality)), features[modality])
+            masks[modality] = mask | put
+        return features, masks
 
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
         """{modality: (B,L,*D) float32 or uint8}, {modality: (B,L) bool} -> logits (B,C)."""
         raise NotImplementedError
 
     def fit(self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]) -> None:
-        """Set the weights from all training videos: features, masks, targets (B,C) of 0 and 1."""
+        """Set the weights from all training videos: features and masks, `completed`, and targets (B,C) of 0 and 1."""
         raise NotImplementedError
 
     def train_rows(self, n: int | None, generator: torch.Generator) -> Select:
@@ -48,9 +91,22 @@ class Head(nn.Module):
         """How testing picks rows of a video: n at equal intervals, or all."""
         return all_rows if n is None else even_rows(n)
 
+    def lr_factors(self) -> dict[str, float]:
+        """What the learning rate of a parameter is multiplied by, by its name, where that is not 1."""
+        return {}
+
     def extra_files(self) -> dict[str, bytes]:
         """Files that a finished run keeps beside its weights, by name."""
         return {}
+
+
+def _mean(modality: str) -> str:
+    return f"mean_{modality}"
+
+
+def _complete(head: Head, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Of the head that is called: one that closed over it would stay with the original of a copied head."""
+    return head.completed(*inputs)
 
 
 def vector_sizes(kind: str, shapes: Shapes) -> dict[str, int]:

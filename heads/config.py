@@ -16,7 +16,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from features.recipe import Config
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-_COMMON: Final = frozenset({"kind", "features", "sample", "train"})  # what is no option of the network itself
+# what is no option of the head's own
+_COMMON: Final = frozenset({"kind", "features", "sample", "align", "missing", "train"})
 _OPTIMIZER_OPTIONS: Final = {
     "momentum": ("sgd", "rmsprop"),
     "alpha": ("rmsprop",),
@@ -108,7 +109,17 @@ class BaseConfig(Config):
 
     kind: str
     features: tuple[str, ...] = Field(description="names of the extractors whose rows it reads")
-    sample: Sample | dict[str, Sample] = Field(Sample(), description="for all modalities, or by modality")
+    sample: Sample | dict[str, Sample] = Field(
+        Sample(), description="for all modalities, or by modality; with align, of that modality alone"
+    )
+    align: str | None = Field(
+        None,
+        description="a modality whose sampled rows the others follow: of each of them the row that is nearest in time",
+    )
+    missing: Literal["mean", "none"] = Field(
+        "mean",
+        description="what stands for a modality that a video lacks: the mean row of the training videos, or nothing",
+    )
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -116,6 +127,10 @@ class BaseConfig(Config):
             raise ValueError("at least one modality in features")
         if len(set(self.features)) < len(self.features):
             raise ValueError(f"each modality once, not {', '.join(self.features)}")
+        if self.align is not None and self.align not in self.features:
+            raise ValueError(f"one of {', '.join(self.features)} in align, not {self.align}")
+        if self.align is not None and isinstance(self.sample, dict):
+            raise ValueError(f"one sample for all with align: it is the rows of {self.align}")
         by_modality = [v for v in (self.sample, getattr(self, "clusters", None)) if isinstance(v, dict)]
         for given in by_modality:
             if set(given) != set(self.features):
@@ -173,9 +188,19 @@ class NetworkConfig(Config):
     """A CNN by name, as `extract.networks.build` makes it."""
 
     name: str = Field(min_length=1)
-    library: Literal["timm", "torchvision"] = "timm"
+    library: Literal["timm", "torchvision", "framepool"] = "timm"
+    reads: Literal["rgb", "flow", "rgbdiff", "logmel"] = Field(
+        "rgb",
+        description="what the rows are: pictures or clips, stacks of flow, snippets to take differences of, log-mel",
+    )
     weights: str | None = Field(None, description="null: random; DEFAULT: the library's own; else a file")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the library")
+
+    @model_validator(mode="after")
+    def _ours_hear(self) -> Self:
+        if self.library == "framepool" and self.reads != "logmel":
+            raise ValueError(f"reads: logmel with library: framepool, whose networks hear, not {self.reads}")
+        return self
 
 
 class TsnTrain(TrainConfig):
@@ -196,13 +221,28 @@ class TsnConfig(BaseConfig):
     network: NetworkConfig
     crop_px: PositiveInt | None = Field(None, description="side of the CNN's input; null: as its weights want it")
     augment: Literal["none", "crop", "crop_flip"] = Field(
-        "crop_flip", description="TSN's multi-scale crop, and mirroring"
+        "crop_flip", description="TSN's multi-scale crop, and mirroring, which turns flow around; none for log-mel"
     )
     dropout: Share = 0.8
     partial_bn: bool = Field(False, description="freeze every batch norm but the first, for fine-tuning")
+    first_conv_lr: PositiveFloat = Field(
+        1.0,
+        description="factor of the first convolution's learning rate; the authors' is 5 for flow, begun from colours",
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
+    missing: Literal["mean", "none"] = "none"
     sample: Sample | dict[str, Sample] = Sample(train=3, test=25)
     train: TsnTrain = TsnTrain()
+
+    @model_validator(mode="after")
+    def _maps(self) -> Self:
+        if self.missing != "none":
+            raise ValueError("missing: none, as the mean of maps is no map")
+        if self.network.reads == "logmel" and (self.augment != "none" or self.crop_px is not None):
+            raise ValueError(
+                "augment: none and no crop_px with network.reads: logmel, whose two sides are time and pitch"
+            )
+        return self
 
     def options(self) -> dict[str, Any]:
         return {name: value for name, value in super().options().items() if name != "network"}
@@ -210,9 +250,5 @@ class TsnConfig(BaseConfig):
 
 HeadConfig = Annotated[AverageConfig | AttentionClusterConfig | RidgeConfig | TsnConfig, Field(discriminator="kind")]
 
-NUMERICS: Final = {
-    "average": 1,
-    "attention_cluster": 1,
-    "ridge": 1,
-    "tsn": 1,
-}  # bumped when a change to the code changes a head's numbers
+# bumped when a change to the code changes a head's numbers
+NUMERICS: Final = {"average": 2, "attention_cluster": 2, "ridge": 2, "tsn": 2}

@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from features.batches import Batch, Features
+from features.batches import Batch, Features, Select
 from features.errors import FramepoolError
 from heads.base import Head
 from heads.checkpoint import copy_of, load_resume, save_resume
 from heads.config import BaseConfig, TrainConfig
-from heads.optimise import epochs_without_gain, learning_rate, make_optimizer
+from heads.optimise import epochs_without_gain, learning_rate, make_optimizer, set_rate
 from heads.results import Predictions, measure
 
 History = list[dict[str, float | None]]
@@ -78,7 +78,7 @@ def predict(head: Head, config: BaseConfig, data: Data, videos: Tensor, device: 
     head.eval()
     select = {m: head.test_rows(config.rows(m).test) for m in head.shapes}
     batches = torch.split(videos, _TEST_BATCH) if len(videos) else ()
-    logits = [head(*data.features.batch(batch, select, device)).float().cpu() for batch in batches]
+    logits = [head(*data.features.batch(batch, select, device, config.align)).float().cpu() for batch in batches]
     ids = [data.features.ids[k] for k in videos.tolist()]
     found = torch.cat(logits) if logits else torch.zeros(0, len(data.classes))
     refuse_non_finite(~found.isfinite().all(dim=1), ids, "scores are not finite")
@@ -131,7 +131,7 @@ class Loop:
         self.weights = (
             balanced_weights(self.data, self.videos) if self.train.balanced else torch.ones(len(self.data.labels))
         )
-        self.optimizer = make_optimizer(self.train, self.head.parameters())
+        self.optimizer = make_optimizer(self.train, self.head.named_parameters(), self.head.lr_factors())
 
     def run(self, folder: Path, digest: str, log: Callable[[str], None]) -> None:
         """Train to the end, from the last finished epoch where there is one; leaves the head with its final weights."""
@@ -158,8 +158,7 @@ class Loop:
     def _epoch(self) -> None:
         epoch = len(self.history)
         lr = learning_rate(self.train, epoch, self.watched)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         with seeded(self.seed, epoch, device=self.device):
             loss, top1 = self._steps(torch.Generator().manual_seed(mix(self.seed, epoch, 1)))
         held_out = self._test(self.held_out)["loss"] if len(self.held_out) else None
@@ -185,9 +184,12 @@ class Loop:
         order = self.videos[torch.randperm(len(self.videos), generator=generator)]
         total, hits = 0.0, 0
         for videos in order.tensor_split(-(-len(order) // self.train.batch)):
-            loss, correct = self._step(self.data.features.batch(videos, select, self.device), videos)
+            loss, correct = self._step(self._batch(videos, select), videos)
             total, hits = total + loss * len(videos), hits + correct
         return total / len(order), hits / len(order)
+
+    def _batch(self, videos: Tensor, select: dict[str, Select]) -> Batch:
+        return self.data.features.batch(videos, select, self.device, self.config.align)
 
     def _step(self, batch: Batch, videos: Tensor) -> tuple[float, int]:
         ids = [self.data.features.ids[k] for k in videos.tolist()]

@@ -1,6 +1,7 @@
 """Optimisers and learning rates of a `TrainConfig`.
 
-A learning rate is a function of the epoch and of the losses so far: a resumed run needs no scheduler's state.
+A learning rate is a function of the epoch and of the losses so far: a resumed run needs no scheduler's state. Some
+parameters may learn at a multiple of it.
 
     learning_rate(config, epoch=30, watched=[0.9, 0.5, ...])
 """
@@ -8,7 +9,7 @@ A learning rate is a function of the epoch and of the losses so far: a resumed r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -16,9 +17,16 @@ from torch import nn
 from heads.config import Constant, Cosine, Step, TrainConfig
 
 
-def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of `config` over the parameters that are trained."""
-    trained = [p for p in parameters if p.requires_grad]
+def make_optimizer(
+    config: TrainConfig, parameters: Iterable[tuple[str, nn.Parameter]], factors: Mapping[str, float]
+) -> torch.optim.Optimizer:
+    """The optimiser of `config` over the named parameters that are trained, a group for each of the `factors`, by name,
+    of their learning rates (1 where none is given)."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            groups.setdefault(factors.get(name, 1.0), []).append(parameter)
+    trained = [{"params": group, "factor": factor} for factor, group in groups.items()]
     lr, decay = config.lr, config.weight_decay
     match config.optimizer:
         case "sgd":
@@ -31,6 +39,12 @@ def make_optimizer(config: TrainConfig, parameters: Iterable[nn.Parameter]) -> t
             return torch.optim.Adam(trained, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay)
         case "adamw":
             return torch.optim.AdamW(trained, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Learn at `lr` from now on, times each group's factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["factor"]
 
 
 def learning_rate(config: TrainConfig, epoch: int, watched: Sequence[float]) -> float:

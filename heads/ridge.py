@@ -2,7 +2,7 @@
 
 Minimises |Z w + b - y|^2 + alpha |w|^2 for each class, with targets y of +1 and -1, centred inputs and a free
 intercept, as scikit-learn's `RidgeClassifier`. Training videos pass by once; only D x D sums stay. A modality without
-rows counts as zeros.
+rows counts as zeros with `missing: none`.
 Legend: B videos, L rows, D dims of all modalities, C classes.
 
     head = heads.build("ridge", {"rgb": (1280,)}, num_classes=6, alpha=1.0)

@@ -61,7 +61,7 @@ def train_run(
     if done is not None and all(done.get(key) == value for key, value in asked.items()):
         return _metrics(folder)
     device = torch.device(device)
-    data = _data(features, labels, train, test, classes, factors, log)
+    data = _data(features, labels, train, test, classes, factors, log, config.align)
     data = _on_device(data, device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -70,6 +70,8 @@ def train_run(
     began = time.perf_counter()
     with seeded(seed, device=device):
         head = heads.from_config(config, features.shapes, len(classes)).to(device)
+    if head.stands_in:
+        head.keep_means(data.features.means(data.train))
     history, epochs, best_epoch, seconds = _train(head, config, data, seed, device, folder, provenance["digest"], log)
     predictions = predict(head, config, data, data.test, device)
     found = {**measure(predictions, data.classes, factors), "n_train": len(data.train)}
@@ -140,12 +142,19 @@ def _fit_batches(
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]:
     select = {m: head.test_rows(config.rows(m).train) for m in head.shapes}
     for videos in torch.split(data.train, 1024):
-        rows, masks = data.features.batch(videos, select, device)
-        yield rows, masks, data.targets(videos)
+        batch = data.features.batch(videos, select, device, config.align)
+        yield *head.completed(*batch), data.targets(videos)
 
 
 def _data(
-    features: Features, labels: Any, train: Any, test: Any, classes: Sequence[str], factors: tuple[str, ...], log: Log
+    features: Features,
+    labels: Any,
+    train: Any,
+    test: Any,
+    classes: Sequence[str],
+    factors: tuple[str, ...],
+    log: Log,
+    align: str | None = None,
 ) -> Data:
     """Check everything that a list can get wrong before anything is trained."""
     numbers = torch.as_tensor(np.asarray(labels))
@@ -167,15 +176,17 @@ def _data(
         one = features.ids[int(both[0])]
         log(f"WARNING: {len(both)} videos are in the training and in the test split, {one} is one")
     if len(train):
-        train = _trainable(features, numbers, train, classes, log)
+        train = _trainable(features, numbers, train, classes, log, align)
     return Data(features=features, labels=numbers, train=train, test=test, classes=tuple(classes), factors=factors)
 
 
-def _trainable(features: Features, labels: Tensor, train: Tensor, classes: Sequence[str], log: Log) -> Tensor:
+def _trainable(
+    features: Features, labels: Tensor, train: Tensor, classes: Sequence[str], log: Log, align: str | None
+) -> Tensor:
     """The training videos that have rows; every video is tested, but nothing is learnt from one without any."""
-    kept = train[features.has_rows()[train]]
+    kept = train[features.has_rows(align)[train]]
     if len(kept) < len(train):
-        log(f"{len(train) - len(kept)} training videos without any row are left out")
+        log(f"{len(train) - len(kept)} training videos without any row{f' of {align}' if align else ''} are left out")
     counts = labels[kept].sum(dim=0) if labels.ndim == 2 else labels[kept].bincount(minlength=len(classes))
     seen = counts > 0
     if labels.ndim == 1 and int(seen.sum()) < 2:

@@ -4,72 +4,74 @@
 sees one random row of each segment, the test rows at equal intervals; the consensus is the mean of scores before the
 softmax. The trained CNN becomes `network.safetensors`, which an extractor takes as its weights.
 
-uint8 maps (H,W,C) are normalised as the network's input wants; float maps are taken as they are. A video without rows
-gets zeros.
-The order of rows does not matter.
-Legend: B videos, L rows, R rows that are there, C classes or channels, H W height and width.
+`network.reads` says what the rows are (`extract.networks.rows`): pictures (H,W,3) or clips (T,H,W,3), stacks of flow
+(H,W,2l), snippets (l+1,H,W,3) whose differences are seen, log-mel patches (96,64). A video without rows gets zeros. The
+order of rows does not matter.
+Legend: B videos, L rows, R rows that are there, *S one row, C classes or channels, T H W frames, height and width.
 
     head = heads.build("tsn", {"pixels": (64, 64, 3)}, 27, network={"name": "resnet10t"}, crop_px=64)
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Final, Self
+from typing import Final, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from extract.networks import Network, NetworkError, save_network
+from extract.networks import FromRows, Network, NetworkError, Reads, channels, save_network
 from extract.networks import build as build_network
 from features.batches import Select, all_rows, segment_rows
 from features.errors import UserError
-from heads.augment import centre_box, random_boxes, resample
+from heads.augment import MOTION_SCALES, SCALES, centre_box, random_boxes, resample
 from heads.base import Head, Shapes
+from heads.config import NetworkConfig
 
 _ROWS_A_STEP: Final = 64  # maps that a test puts through the CNN at once
 
 
 class Tsn(Head):
-    """normalise, crop, CNN, mean over rows."""
-
-    mean: Tensor
-    std: Tensor
+    """crop, normalise, CNN, mean over rows."""
 
     def __init__(
         self,
         shapes: Shapes,
         num_classes: int,
         *,
-        network: Network | Mapping[str, Any] | Any,
+        network: Network | NetworkConfig,
         crop_px: int | None,
         augment: str,
         dropout: float,
         partial_bn: bool,
+        first_conv_lr: float,
         precision: str,
     ) -> None:
         super().__init__(shapes, num_classes)
-        self.modality, self.height_px, self.width_px, channels = _one_map(shapes)
+        self.modality, self.shape = _one_map(shapes)
+        self.reads = network.input.reads if isinstance(network, Network) else network.reads
+        _check_rows(self.reads, self.shape)
         if not isinstance(network, Network):
-            network = _build(dict(network), num_classes, channels)
+            network = _build(network, num_classes, self.shape)
+        _check_clips(network, self.shape)
         self.network = network
         if network.num_classes != num_classes:
             network.classifier = nn.Linear(network.feature_dim, num_classes)
-        side_px = crop_px or network.input.size_px
-        ratio = min(1.0, side_px / min(self.height_px, self.width_px))
-        network.input = replace(
-            network.input, size_px=side_px, crop_ratio=ratio
-        )  # how an extractor must feed it from now on
-        self.augment, self.precision, self.partial_bn = augment, precision, partial_bn
+        if self.reads != "logmel":
+            self.height_px, self.width_px = self.shape[-3:-1]
+            side_px = crop_px or network.input.size_px
+            ratio = min(1.0, side_px / min(self.height_px, self.width_px))
+            # How an extractor must feed it from now on.
+            network.input = replace(network.input, size_px=side_px, crop_ratio=ratio)
+        self.augment, self.precision, self.first_conv_lr = augment, precision, first_conv_lr
         self.dropout = nn.Dropout(dropout)
-        self.register_buffer("mean", _per_channel(network.input.mean, channels), persistent=False)
-        self.register_buffer("std", _per_channel(network.input.std, channels), persistent=False)
+        self.rows = FromRows(self.reads, network.input.mean, network.input.std)
         self._frozen = [m for m in network.modules() if isinstance(m, _BatchNorm)][1:] if partial_bn else []
         for module in self._frozen:
             module.requires_grad_(False)
-        network.to(memory_format=torch.channels_last)
+        self._layout = torch.channels_last_3d if network.input.frames > 1 else torch.channels_last
+        network.to(memory_format=self._layout)
         self.train()
 
     def train(self, mode: bool = True) -> Self:
@@ -83,11 +85,18 @@ class Tsn(Head):
         """A random row of each of n segments."""
         return all_rows if n is None else segment_rows(n, generator)
 
+    def lr_factors(self) -> dict[str, float]:
+        """The first convolution's own, which in flow learns five times as fast as the rest (the authors' code)."""
+        if self.first_conv_lr == 1:
+            return {}
+        path, first = next((p, m) for p, m in self.named_modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+        return {f"{path}.{name}": self.first_conv_lr for name, _ in first.named_parameters()}
+
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
-        """(B,L,H,W,C) -> (B,C): padded rows never reach the CNN, nor its batch norms."""
+        """(B,L,*S) -> (B,C): padded rows never reach the CNN, nor its batch norms."""
         rows, mask = features[self.modality], masks[self.modality]
         video = mask.nonzero()[:, 0]  # (R,)
-        maps = rows[mask]  # (R,H,W,C)
+        maps = rows[mask]  # (R,*S)
         boxes = self._boxes(len(rows), maps.device)[video]
         consensus = torch.zeros(len(rows), self.num_classes, device=rows.device)
         if not len(maps):
@@ -101,52 +110,83 @@ class Tsn(Head):
         return consensus.index_add(0, video, scores) / counts
 
     def _boxes(self, videos: int, device: torch.device) -> Tensor:
+        """(B,4); the same for all rows of a video."""
+        if self.reads == "logmel":
+            return torch.zeros(videos, 4, device=device)
         if self.training and self.augment != "none":  # generator None: torch's own, which the training loop seeds
+            scales = SCALES if self.reads == "rgb" else MOTION_SCALES
             mirror = self.augment == "crop_flip"
-            return random_boxes(videos, self.height_px, self.width_px, mirror=mirror, generator=None).to(device)
+            boxes = random_boxes(videos, self.height_px, self.width_px, mirror=mirror, generator=None, scales=scales)
+            return boxes.to(device)
         return centre_box(self.height_px, self.width_px, self.network.input.size_px).expand(videos, 4).to(device)
 
     def _scores(self, maps: Tensor, boxes: Tensor) -> Tensor:
-        """(R,H,W,C), (R,4) -> (R,C) float32."""
-        images = maps.reshape(len(maps), self.height_px, self.width_px, -1).permute(
-            0, 3, 1, 2
-        )  # channels last in memory
-        normalise = images.dtype == torch.uint8
-        images = images.float()
-        if (self.height_px, self.width_px) != (self.network.input.size_px,) * 2 or (
-            self.training and self.augment != "none"
-        ):
-            images = resample(images, boxes, self.network.input.size_px)
-        if normalise:
-            images = (images / 255 - self.mean) / self.std
-        images = images.contiguous(memory_format=torch.channels_last)
+        """(R,*S), (R,4) -> (R,C) float32."""
+        images = self.rows(self._cropped(maps, boxes)).contiguous(memory_format=self._layout)
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             scores: Tensor = self.network.classifier(self.dropout(self.network.trunk(images)))
         return scores.float()
+
+    def _cropped(self, maps: Tensor, boxes: Tensor) -> Tensor:
+        """(R,*S), (R,4) -> each row's box, resampled to the CNN's input; what moves right in a mirror moves left."""
+        side_px = self.network.input.size_px
+        still = not self.training or self.augment == "none"
+        if self.reads == "logmel" or (still and self.height_px == self.width_px == side_px):
+            return maps
+        images = maps.reshape(len(maps), -1, *maps.shape[-3:]).permute(0, 1, 4, 2, 3).flatten(1, 2)  # (R,T*C,H,W)
+        images = resample(images.float(), boxes, side_px)
+        images = images.reshape(len(maps), -1, maps.shape[-1], side_px, side_px).permute(0, 1, 3, 4, 2)  # (R,T,H,W,C)
+        if self.reads == "flow":
+            images = turned(images, boxes[:, 1] > boxes[:, 3])
+        return images.reshape(len(maps), *maps.shape[1:-3], side_px, side_px, maps.shape[-1])
 
     def extra_files(self) -> dict[str, bytes]:
         """The CNN alone, with the input that it was trained for."""
         return {"network.safetensors": save_network(self.network)}
 
 
-def _one_map(shapes: Shapes) -> tuple[str, int, int, int]:
-    """The only modality, and H, W and channels of its maps; (H,W) is one channel."""
+def turned(flow: Tensor, mirrored: Tensor) -> Tensor:
+    """(R,...,2l) of 0 to 255, (R,) bool: x channels the other way round where the picture is mirrored."""
+    across = torch.arange(flow.shape[-1], device=flow.device) % 2 == 0
+    return torch.where(mirrored.view(-1, *[1] * (flow.ndim - 1)) & across, 255 - flow, flow)
+
+
+def _one_map(shapes: Shapes) -> tuple[str, tuple[int, ...]]:
+    """The only modality, and the shape of its maps."""
     (modality, shape), *others = shapes.items()
-    if others or len(shape) not in (2, 3):
+    if others or len(shape) not in (2, 3, 4):
         got = ", ".join(f"{m} {s}" for m, s in shapes.items())
         fix = "train one tsn a modality and fuse their scores"
-        raise UserError("tsn reads one store of maps", expected="rows of shape (H,W,C) or (H,W)", got=got, fix=fix)
-    return modality, shape[0], shape[1], shape[2] if len(shape) == 3 else 1
+        raise UserError("tsn reads one store of maps", expected="rows (H,W,C), (T,H,W,C) or (H,W)", got=got, fix=fix)
+    return modality, tuple(shape)
 
 
-def _build(config: dict[str, Any], num_classes: int, channels: int) -> Network:
+def _check_rows(reads: Reads, shape: tuple[int, ...]) -> None:
+    """Refuse rows that are of another kind than what the network reads."""
+    last = shape[-1]
+    expected, fits = {
+        "rgb": ("(H,W,3) or (T,H,W,3)", len(shape) > 2 and last == 3),
+        "flow": ("(H,W,2l)", len(shape) == 3 and last % 2 == 0),
+        "rgbdiff": ("(l+1,H,W,3)", len(shape) == 4 and shape[0] > 1 and last == 3),
+        "logmel": ("(96,64)", shape == (96, 64)),
+    }[reads]
+    if not fits:
+        where, fix = f"network.reads: {reads}", "set network.reads to what the rows are"
+        raise UserError("rows do not fit the network", where=where, expected=expected, got=shape, fix=fix)
+
+
+def _build(config: NetworkConfig, num_classes: int, shape: tuple[int, ...]) -> Network:
+    in_chans = channels(config.reads, shape)
     try:
-        return build_network(config.pop("name"), num_classes=num_classes, in_chans=channels, **config)
+        return build_network(num_classes=num_classes, in_chans=in_chans, **dict(config))
     except NetworkError as error:
         raise UserError(f"tsn: {error}") from None
 
 
-def _per_channel(values: tuple[float, ...], channels: int) -> Tensor:
-    """(C,1,1); one value for all where the network's input and the maps differ in channels (flow, log-mel)."""
-    found = torch.tensor(values)
-    return (found if len(found) == channels else found.mean().expand(channels)).reshape(-1, 1, 1).clone()
+def _check_clips(network: Network, shape: tuple[int, ...]) -> None:
+    """Refuse clips for a network of pictures, and pictures for one of clips."""
+    clips = network.input.frames > 1
+    if network.input.reads == "rgb" and clips != (len(shape) == 4):
+        where, fix = network.notes["name"], "choose a network for these rows, or rows for this network"
+        expected = "(T,H,W,3)" if clips else "(H,W,3)"
+        raise UserError("rows do not fit the network", where=where, expected=expected, got=shape, fix=fix)

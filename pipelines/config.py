@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, PositiveInt, StringConstraints, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, model_validator
 
-from extract.config import ExtractorConfig, FromRun, Rgb
+from extract.config import ExtractorConfig, FromRun, Networked
 from features.errors import UserError, nearest
 from features.recipe import Config
 from features.videolist.config import VideoSource
@@ -41,6 +41,7 @@ class Dataset(Config):
     factors: tuple[str, ...] = Field((), description="names of the parts of a class name such as 3-left-low")
     shard_size: PositiveInt = 256
     max_bad_share: float = Field(0.05, ge=0, le=1, description="share of failed videos above which the run stops")
+    disk_gb: PositiveFloat | None = Field(None, description="what all stores together may take, before compression")
     extractors: dict[Name, ExtractorConfig] = Field(min_length=1)
     heads: dict[Name, HeadConfig] = Field(min_length=1)
 
@@ -50,25 +51,47 @@ class Dataset(Config):
             for modality in head.features:
                 if modality not in self.extractors:
                     raise ValueError(f"an extractor's name in heads.{name}.features, not {modality!r}")
+                if not self.extractors[modality].store:
+                    raise ValueError(f"a stored extractor in heads.{name}.features; {modality} has store: false")
+            if isinstance(head, TsnConfig):
+                self._maps_fit(name, head)
         for name, extractor in self.extractors.items():
             run = trainer(extractor)
             if run is not None and not isinstance(self.heads.get(run), TsnConfig):
                 raise ValueError(f"the name of a tsn head in extractors.{name}.network.weights.run, not {run!r}")
+            self._source_fits(name, extractor)
         for name in self.extractors:
             self._no_circle(name, ())
         return self
 
+    def _maps_fit(self, name: str, head: TsnConfig) -> None:
+        kind = self.extractors[head.features[0]].kind
+        fitting = {"pixels": ("rgb", "rgbdiff"), "tvl1": ("flow",), "logmel": ("logmel",)}.get(kind, ())
+        if fitting and head.network.reads not in fitting:
+            expected = f"network.reads: {' or '.join(fitting)} in heads.{name}"
+            raise ValueError(f"{expected}, as {head.features[0]} is {kind}")
+
+    def _source_fits(self, name: str, extractor: Any) -> None:
+        if extractor.source is None:
+            return
+        source = self.extractors.get(extractor.source)
+        if source is None or source.kind not in extractor.reads:
+            kinds = " or ".join(extractor.reads)
+            got = f"{extractor.source!r}, which is {source.kind}" if source is not None else repr(extractor.source)
+            raise ValueError(f"the name of a {kinds} extractor in extractors.{name}.source, not {got}")
+
     def _no_circle(self, extractor: str, above: tuple[str, ...]) -> None:
         if extractor in above:
             raise ValueError(f"extractors that do not wait for each other, not {' <- '.join((*above, extractor))}")
-        run = trainer(self.extractors[extractor])
-        for modality in self.heads[run].features if run else ():
-            self._no_circle(modality, (*above, extractor))
+        config = self.extractors[extractor]
+        run = trainer(config)
+        for other in (*(self.heads[run].features if run else ()), *([config.source] if config.source else ())):
+            self._no_circle(other, (*above, extractor))
 
 
 def trainer(extractor: Any) -> str | None:
     """The head whose run makes the weights of `extractor`, if any."""
-    weights = extractor.network.weights if isinstance(extractor, Rgb) else None
+    weights = extractor.network.weights if isinstance(extractor, Networked) else None
     return weights.run if isinstance(weights, FromRun) else None
 
 

@@ -18,7 +18,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from extract.config import FromRun, Rgb, recipe
+from extract.config import AnyExtractor, FromRun, Networked, Tvl1, recipe
 from features import videolist
 from features.errors import UserError, nearest
 from features.manifest import manifest_path
@@ -42,6 +42,11 @@ class Store:
     split: str | None
     recipe: dict[str, Any]
 
+    @property
+    def config(self) -> AnyExtractor:
+        """What the dataset's config says of the extractor."""
+        return self.plan.config.extractors[self.extractor]
+
     @cached_property
     def digest(self) -> str:
         return digest(self.recipe)
@@ -49,6 +54,36 @@ class Store:
     @property
     def name(self) -> str:
         return f"{self.extractor}-{self.digest[:8]}"
+
+    @property
+    def source(self) -> Store | None:
+        """The store that it reads; None for the video."""
+        return self.plan.store(self.config.source, self.split) if self.config.source else None
+
+    @property
+    def reads_video(self) -> bool:
+        """Whether its rows come from the video, itself or through an extractor that is not stored."""
+        return self.source is None or (not self.source.config.store and self.source.reads_video)
+
+    @property
+    def waits_for_training(self) -> bool:
+        """Whether a run must come first, for its weights or for those of what it reads."""
+        return self.trained_by is not None or (self.source is not None and self.source.waits_for_training)
+
+    def inputs(self, shard: int) -> list[str]:
+        """The manifests that a job for the shard reads."""
+        source = self.source
+        if source is None:
+            return []
+        if not source.config.store:
+            return source.inputs(shard)
+        int8 = isinstance(self.config, Networked) and self.config.precision == "int8"
+        return sorted({path for s in ((0, shard) if int8 else (shard,)) for path in source.files(s)})
+
+    def files(self, shard: int) -> list[str]:
+        """What a job that reads a shard waits for; of temporary rows everything, so that they stay until then."""
+        manifest = str(manifest_path(self.folder, shard))
+        return [manifest, manifest.removesuffix("json") + "zarr"] if self.config.temporary else [manifest]
 
     @property
     def folder(self) -> Path:
@@ -72,22 +107,20 @@ class Store:
     @property
     def gpus(self) -> int:
         """How many GPUs a job of it takes."""
-        config = self.plan.config.extractors[self.extractor]
-        return int(isinstance(config, Rgb) and config.device == "cuda")
+        return int(isinstance(self.config, Networked | Tvl1) and self.config.device == "cuda")
 
     @property
     def trained_by(self) -> Run | None:
         """The run that makes the weights."""
-        head = trainer(self.plan.config.extractors[self.extractor])
+        head = trainer(self.config)
         return self.plan.run(head, self.split or "") if head else None
 
     @property
     def weights(self) -> Path | str | None:
         """Where the weights are: a file, ``DEFAULT``, or None for an extractor without a network."""
-        config = self.plan.config.extractors[self.extractor]
         if (run := self.trained_by) is not None:
             return run.folder / f"seed{run.seeds[0]}" / "network.safetensors"
-        return config.network.weights if isinstance(config, Rgb) else None  # type: ignore[return-value]
+        return self.config.network.weights if isinstance(self.config, Networked) else None  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -113,9 +146,10 @@ class Run:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """One where the head has no chance in it."""
-        seeds = self.plan.config.seeds
-        return seeds[:1] if isinstance(self.plan.config.heads[self.head], RidgeConfig) else seeds
+        """One where the head has no chance in it, or where its network is what an extractor wants of it."""
+        config = self.plan.config
+        trains = any(trainer(extractor) == self.head for extractor in config.extractors.values())
+        return config.seeds[:1] if trains or isinstance(config.heads[self.head], RidgeConfig) else config.seeds
 
     @property
     def arguments(self) -> str:
@@ -132,6 +166,14 @@ class Run:
     def stores(self) -> dict[str, Store]:
         """The store that each modality comes from."""
         return {m: self.plan.store(m, self.split) for m in self.plan.config.heads[self.head].features}
+
+    @property
+    def inputs(self) -> list[str]:
+        """The files that a job waits for: summaries, and temporary rows one by one, so that they stay until then."""
+        stores = self.stores.values()
+        shards = range(self.plan.shard_count)
+        rows = [p for s in stores if s.config.temporary for shard in shards for p in s.files(shard)]
+        return [*(s.summary for s in stores), *rows]
 
 
 class Plan:
@@ -226,19 +268,20 @@ class Plan:
 
     @lru_cache  # noqa: B019 (a plan lives as long as the process)
     def store(self, extractor: str, split: str | None = None) -> Store:
-        """The store of an extractor, as the heads of `split` read it."""
+        """The store of an extractor, as the heads of `split` read it: one a split where its weights, or those of its
+        source, are trained on the split."""
         config = self._named("extractors", extractor)
+        source = self.store(config.source, split) if config.source else None
+        source_digest = source.digest if source else None
         head = trainer(config)
         if head is not None:
             run = self.run(head, split or self.config.splits[0])
             weights: str | None = f"run {run.digest} seed {run.seeds[0]}"
-            return Store(self, extractor, run.split, recipe(config, weights))
-        weights = (
-            _weights_digest(config.network.weights, self._place("extractors", extractor))
-            if isinstance(config, Rgb)
-            else None
-        )
-        return Store(self, extractor, None, recipe(config, weights))
+            return Store(self, extractor, run.split, recipe(config, weights, source_digest))
+        weights = None
+        if isinstance(config, Networked):
+            weights = _weights_digest(config.network.weights, self._place("extractors", extractor))
+        return Store(self, extractor, source.split if source else None, recipe(config, weights, source_digest))
 
     @lru_cache  # noqa: B019
     def run(self, head: str, split: str) -> Run:
@@ -276,9 +319,13 @@ class Plan:
         found = [self.run(head, split) for head in self.config.heads for split in self.config.splits]
         return {run.name: run for run in found}
 
-    def stores(self) -> list[Store]:
-        """Every store that the dataset needs."""
+    def all_stores(self) -> list[Store]:
+        """Every store of the config, those that are not kept included."""
         return list(self._stores.values())
+
+    def stores(self) -> list[Store]:
+        """Every store that the dataset keeps, at least for a while."""
+        return [store for store in self._stores.values() if store.config.store]
 
     def runs(self) -> list[Run]:
         """Every run that the dataset needs."""
@@ -289,7 +336,8 @@ class Plan:
         if not self.results.exists():
             return []
         made = [self.annotations[0]] if self.rendered else []
-        made += [path for store in self.stores() for path in (*store.manifests, store.summary)]
+        for store in self.stores():
+            made += [*([] if store.config.temporary else store.manifests), store.summary]
         return [path for path in (*made, *(run.summary for run in self.runs())) if not os.path.exists(path)]
 
     def store_named(self, name: str) -> Store:

@@ -1,52 +1,80 @@
-"""What a store will take on disk, before anything is extracted."""
+"""What a store will take on disk, before anything is extracted.
+
+size = store_size(plan.of("ucf6").store("rgb")); print(size.text, size.bytes)
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 
-from extract.config import Clips, Every, Fps, Limits, Pixels, Segments, Uniform
+from extract.audio import duration_s
+from extract.config import FromVideo, Logmel, Networked, Segments, Tvl1, Uniform, snippet
 from extract.media import MediaError, probe
-from extract.networks import build
-from extract.sampling import rows, span
-from features.videolist import Video
+from extract.runtime import Model, feature_shape
+from extract.samples import PATCH, job_of
+from extract.sampling import rows
 from pipelines.plan import Store
 
 SAMPLE = 16  # videos whose headers are read where the rows depend on their length
 
 
-def store_bytes(store: Store) -> str:
-    """One line: rows a video, bytes a row, bytes in all before compression."""
-    config = store.plan.config.extractors[store.extractor]
-    videos = store.plan.videos.videos
-    if isinstance(config, Pixels):
-        crop = config.transform.crop or config.transform.resize or 0
-        row, text = span(config.sampling) * crop * crop * 3, f"{crop}x{crop}x3 uint8"
-    else:
-        import torch
+@dataclass(frozen=True)
+class Size:
+    """Bytes before compression (None: not to be known), and one line that says how they come about."""
 
-        with torch.device("meta"):
-            network = build(
-                config.network.name, library=config.network.library, num_classes=0, options=config.network.options
-            )
-        row, text = 2 * network.feature_dim, f"{network.feature_dim} float16"
-    per_video = _rows_per_video(config.sampling, store.plan.root, videos)
+    bytes: float | None
+    text: str
+
+
+def store_size(store: Store) -> Size:
+    """Rows a video, bytes a row, bytes in all; 0 for what is not stored."""
+    shape, dtype = row_of(store)
+    per_video = _rows_per_video(store)
+    row = f"{'x'.join(map(str, shape))} {dtype} a row"
+    if not store.config.store:
+        return Size(0, f"not stored, computed as it is read ({row})")
     if per_video is None:
-        return f"{text} a row; rows not known, none of the videos can be read"
-    size = per_video * row * len(videos) / 1e6
-    return f"about {size:,.1f} MB before compression ({per_video:.0f} rows a video, {text} a row)"
+        return Size(None, f"{row}; rows not known, none of the videos can be read")
+    size = per_video * prod(shape) * dtype.itemsize * len(store.plan.videos.videos)
+    kept = ", removed when it was read" if store.config.temporary else ""
+    return Size(size, f"about {size / 1e6:,.1f} MB before compression ({per_video:.0f} rows a video, {row}){kept}")
 
 
-def _rows_per_video(
-    sampling: Uniform | Every | Fps | Segments | Clips, root: Path, videos: tuple[Video, ...]
-) -> float | None:
-    if isinstance(sampling, Uniform | Segments):
-        return sampling.n
-    found = []
+def row_of(store: Store) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
+    """Shape and type of a row."""
+    config = store.config
+    if isinstance(config, Networked):
+        source = row_of(store.source)[0] if store.source else None
+        return feature_shape(Model(config, None, source)), np.dtype(np.float16)
+    if isinstance(config, FromVideo):
+        shape = job_of(config, config.transform.recipe()).shape
+        return ((*shape[-2:], 2 * config.pairs) if isinstance(config, Tvl1) else shape), np.dtype(np.uint8)
+    return PATCH, np.dtype(np.float32)
+
+
+def _rows_per_video(store: Store) -> float | None:
+    if store.source is not None:
+        return _rows_per_video(store.source)
+    config, found = store.config, []
+    if isinstance(config, FromVideo) and isinstance(config.sampling, Uniform | Segments):
+        return config.sampling.n
+    videos = store.plan.videos.videos
     for video in videos[:: max(1, len(videos) // SAMPLE)]:
         try:
-            found.append(len(rows(sampling, probe(root / video.path, Limits()).times_us)))
+            found.append(_rows_of(store.plan.root / video.path, store))
         except MediaError:
             continue
     return float(np.mean(found)) if found else None
+
+
+def _rows_of(path: Path, store: Store) -> int:
+    config = store.config
+    if isinstance(config, Logmel):
+        return max(0, int((duration_s(path, config.limits) - 0.975) // config.hop_s) + 1)
+    if isinstance(config, FromVideo):
+        return len(rows(config.sampling, probe(path, config.limits).times_us, *snippet(config)))
+    raise TypeError(config.kind)

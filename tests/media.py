@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -39,7 +40,7 @@ def write_video(
     return path
 
 
-def write_network(path: Path, name: str = "test_vit", seed: int = 0, num_classes: int = 5) -> Path:
+def write_network(path: Path, name: str = "test_vit", seed: int = 0, num_classes: int = 5, **options: Any) -> Path:
     """Weights of a tiny network, random from a seed, as a run of ours saves them."""
     import torch
 
@@ -47,7 +48,7 @@ def write_network(path: Path, name: str = "test_vit", seed: int = 0, num_classes
 
     torch.manual_seed(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(save_network(build(name, num_classes=num_classes)))
+    path.write_bytes(save_network(build(name, num_classes=num_classes, **options)))
     return path
 
 

@@ -3,15 +3,21 @@
 from extract.networks import build
 """
 
-from extract.networks.registry import InputSpec, Library, Network, build, names, save_network
+from extract.networks.libraries import Library, names
+from extract.networks.registry import Network, build, save_network
+from extract.networks.rows import FromRows, Reads, channels
+from extract.networks.spec import InputSpec
 from extract.networks.weights import NetworkError, fill, load_state, save_state, state_sha256
 
 __all__ = [
+    "FromRows",
     "InputSpec",
     "Library",
     "Network",
     "NetworkError",
+    "Reads",
     "build",
+    "channels",
     "fill",
     "load_state",
     "names",

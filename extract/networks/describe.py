@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from extract.networks.registry import Library, build
+from extract.networks.libraries import Library, own_channels
+from extract.networks.registry import build
 
 PAPERS: tuple[tuple[str, Library], ...] = (
     ("resnet18", "timm"),
@@ -25,14 +26,23 @@ PAPERS: tuple[tuple[str, Library], ...] = (
     ("seresnext101_32x4d", "timm"),
     ("mobilenetv2_100", "timm"),
     ("vgg16", "timm"),
+    ("vgg16_audio", "framepool"),
+    ("vggish", "framepool"),
+    ("yamnet", "framepool"),
+    ("r3d_18", "torchvision"),
+    ("mc3_18", "torchvision"),
+    ("r2plus1d_18", "torchvision"),
+    ("s3d", "torchvision"),
+    ("mvit_v2_s", "torchvision"),
+    ("swin3d_t", "torchvision"),
 )
 
 
 def describe(name: str, library: Library = "timm", options: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Of the whole classifier at its own input size, one image: parameters, MACs (convolutions, linear, matmul)."""
+    """Of the whole classifier at its own input size, one input: parameters, MACs (convolutions, linear, matmul)."""
     with torch.device("meta"):
         network = build(name, library=library, options=options)
-        images = torch.empty(1, 3, network.input.size_px, network.input.size_px)
+        images = torch.empty(1, *network.input.shape(own_channels(library)))
     return {
         "name": name,
         "library": library,

@@ -1,57 +1,55 @@
-"""Any timm or torchvision classifier by name, as a trunk and a classifier.
+"""Any timm or torchvision classifier, 2D or 3D, and our own audio networks, by name, as a trunk and a classifier.
 
     network = build("mobilenetv2_100", weights="mobilenetv2.safetensors", options={"pad_type": "same"})
     network.trunk(images)                            # (B, C, H, W) float, normalised -> (B, D) pooled features
 
-Shapes: B images, C channels, D features (``feature_dim``), K classes.
+Shapes: B images or clips, C channels, T frames, D features, K classes, F the axes of one row of features.
 """
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
+from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import timm
 import torch
-import torchvision
-from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from extract.networks.weights import NetworkError, fill, load_state, save_state, state_sha256
-
-Library = Literal["timm", "torchvision"]
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """What the weights were trained to see: square crops of `size_px` out of a short side of ``size_px / crop_ratio``,
-    values in [0, 1] less `mean` over `std`."""
-
-    size_px: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str
-    crop_ratio: float
-
-    @property
-    def resize_px(self) -> int:
-        """The short side before the crop."""
-        return round(self.size_px / self.crop_ratio)
+from extract.networks.layers import Layer
+from extract.networks.libraries import Library, make, own_channels, split
+from extract.networks.rows import Reads
+from extract.networks.spec import InputSpec
+from extract.networks.weights import NetworkError, across_channels, fill, load_state, save_state, state_sha256
 
 
 class Network(nn.Module):
-    """``classifier(trunk(x))``: (B, C, H, W) -> (B, K). `trunk` ends in the pooled features before the classifier."""
+    """``classifier(trunk(x))``: (B, C, [T,] H, W) -> (B, K). `trunk` ends in the pooled features before the
+    classifier, or in those of the layer that was asked for.
+
+    `feature_shape` is F, what the trunk gives for one input: (D,) where it is pooled. `fresh` names the parameters that
+    the file of weights did not have, and that are random.
+    """
 
     def __init__(
-        self, trunk: nn.Module, classifier: nn.Module, feature_dim: int, spec: InputSpec, notes: dict[str, Any]
+        self,
+        trunk: nn.Module,
+        classifier: nn.Module,
+        feature_shape: tuple[int, ...],
+        spec: InputSpec,
+        notes: dict[str, Any],
     ):
         super().__init__()
         self.trunk, self.classifier = trunk, classifier
-        self.feature_dim, self.input, self.notes = feature_dim, spec, notes
+        self.feature_shape, self.input, self.notes = feature_shape, spec, notes
         self.weights_sha256 = ""
+        self.fresh: tuple[str, ...] = ()
+
+    @property
+    def feature_dim(self) -> int:
+        """Numbers in one row of features: D where they are pooled, of a map the product of its axes."""
+        return prod(self.feature_shape)
 
     @property
     def num_classes(self) -> int:
@@ -69,8 +67,11 @@ def build(
     library: Library = "timm",
     weights: str | Path | None = None,
     num_classes: int | None = None,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     options: Mapping[str, Any] | None = None,
+    reads: Reads | None = None,
+    layer: str | None = None,
+    pool: bool = True,
 ) -> Network:
     """The network `name` of `library`, in evaluation mode.
 
@@ -78,118 +79,94 @@ def build(
     library's state dict, or one that `save_network` wrote. `num_classes`: None keeps the classifier of the weights, 0
     takes it away, another number than theirs puts a fresh one in its place. `options` go to the library's constructor.
 
-    Raises `NetworkError` for an unknown name or weights that do not fit.
+    `in_chans`: None is what the weights have, or 3, or 1 for log-mel. Weights of 3 channels fit any number of them, see
+    `across_channels`. `reads` says what rows are made of; None is what the weights say, or rgb; sound is always logmel.
+
+    `layer` is the path of a module of the trunk (``layer3``, ``blocks.4``) whose output is wanted; see `Layer`. Its
+    features are others than the classifier knows, so this one goes; ``num_classes`` gives a fresh one.
+
+    Raises `NetworkError` for an unknown name or layer, or weights that do not fit.
     """
     if not isinstance(weights, Path) and weights not in (None, "DEFAULT"):
         weights = Path(str(weights))
+    if layer is None and not pool:
+        raise NetworkError(f"{name}: pool: false gives the map of a layer: name one with `layer`")
     state, notes = load_state(weights) if isinstance(weights, Path) else ({}, {})
+    found = "logmel" if library == "framepool" else reads or notes.get("input", {}).get("reads", "rgb")
+    in_chans = in_chans or notes.get("in_chans") or (1 if found == "logmel" else own_channels(library))
     asked = {"name": name, "library": library, "in_chans": in_chans, "options": dict(options or {})}
     ours = {key: notes[key] for key in asked if key in notes}
-    if ours and ours != asked:
-        key = next(k for k in asked if asked[k] != ours[k])
-        raise NetworkError(
-            f"weights do not fit: {weights}: they are of {key} {ours[key]!r}, the config asks for {asked[key]!r}"
-        )
-    pretrained = weights == "DEFAULT"
-    make = _timm if library == "timm" else _torchvision
-    whole, spec = make(name, pretrained, in_chans, dict(options or {}))
+    _same(ours, asked, weights)
+    whole, spec = _made(asked, weights)
+    fresh: tuple[str, ...] = ()
     if isinstance(weights, Path) and not ours:
-        fill(whole, state, str(weights))
-    trunk, classifier, feature_dim = _split(whole, library)
+        fresh = _filled(whole, state, str(weights))
+    trunk, classifier, feature_dim = split(whole, library)
     if "input" in notes:
-        i = notes["input"]
-        spec = InputSpec(i["size_px"], tuple(i["mean"]), tuple(i["std"]), i["interpolation"], i["crop_ratio"])
-    network = Network(trunk, classifier, feature_dim, spec, asked)
+        spec = InputSpec.of(notes["input"])
+    network = Network(trunk, classifier, (feature_dim,), replace(spec, reads=found), asked)
     if ours:
         k = notes["num_classes"]
-        network.classifier = nn.Linear(feature_dim, k) if k else nn.Identity()
-        fill(network, state, str(weights))
+        network.classifier = nn.Linear(notes.get("feature_dim", feature_dim), k) if k else nn.Identity()
+        fill(network, across_channels(state, network), str(weights))
+    network.fresh = tuple(f"trunk.{key}" for key in fresh)
     network.weights_sha256 = state_sha256(network.state_dict()) if weights is not None else ""
+    if layer is not None:
+        network.trunk = tapped = Layer(trunk.eval(), layer, network.input.shape(in_chans), pool=pool)
+        network.feature_shape = tapped.shape
+    if (layer, pool) != (notes.get("layer"), notes.get("pool", True)):
+        network.classifier = nn.Identity()
     if num_classes is not None and num_classes != network.num_classes:
-        network.classifier = nn.Linear(feature_dim, num_classes) if num_classes else nn.Identity()
+        if num_classes and len(network.feature_shape) > 1:
+            shape = "x".join(map(str, network.feature_shape))
+            raise NetworkError(f"{name}: a classifier reads pooled features, not maps of {shape}: set pool: true")
+        network.classifier = nn.Linear(network.feature_dim, num_classes) if num_classes else nn.Identity()
     return network.eval()
 
 
 def save_network(network: Network) -> bytes:
-    """The bytes of a file that ``build(..., weights=file)`` loads: weights, and what they belong to."""
-    notes = {**network.notes, "num_classes": network.num_classes, "input": asdict(network.input)}
-    return save_state(network.state_dict(), notes)
+    """The bytes of a file that ``build(..., weights=file)`` loads: weights, and what they belong to.
+
+    The trunk is saved whole, so that the file serves any layer; the classifier goes with the layer that it reads.
+    """
+    tapped = network.trunk if isinstance(network.trunk, Layer) else None
+    notes = {
+        **network.notes,
+        "num_classes": network.num_classes,
+        "feature_dim": network.feature_dim,
+        "input": asdict(network.input),
+        "layer": tapped.path if tapped else None,
+        "pool": tapped.pool if tapped else True,
+    }
+    trunk = tapped.trunk if tapped else network.trunk
+    parts = {"trunk": trunk, "classifier": network.classifier}
+    return save_state({f"{part}.{k}": v for part, m in parts.items() for k, v in m.state_dict().items()}, notes)
 
 
-def names(library: Library) -> list[str]:
-    """Every classifier that `library` offers."""
-    return list(timm.list_models() if library == "timm" else torchvision.models.list_models(module=torchvision.models))
-
-
-def _timm(name: str, pretrained: bool, in_chans: int, options: dict[str, Any]) -> tuple[nn.Module, InputSpec]:
-    if name.partition(".")[0] not in names("timm"):
-        raise _unknown(name, "timm")
-    model = _download(
-        name, lambda: timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **options), pretrained
-    )
-    cfg = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
-    spec = InputSpec(
-        cfg["input_size"][-1], tuple(cfg["mean"]), tuple(cfg["std"]), cfg["interpolation"], float(cfg["crop_pct"])
-    )
-    return model, spec
-
-
-def _torchvision(name: str, pretrained: bool, in_chans: int, options: dict[str, Any]) -> tuple[nn.Module, InputSpec]:
-    if name not in names("torchvision"):
-        raise _unknown(name, "torchvision")
-    if in_chans != 3:
-        raise NetworkError(f"torchvision's {name} takes 3 channels, got {in_chans}; timm's networks take any number")
-    default = torchvision.models.get_model_weights(name).DEFAULT
-    model = _download(
-        name, lambda: torchvision.models.get_model(name, weights=default if pretrained else None, **options), pretrained
-    )
-    t = default.transforms()
-    crop, resize = t.crop_size[0], t.resize_size[0]
-    return model, InputSpec(crop, tuple(t.mean), tuple(t.std), t.interpolation.value, crop / resize)
-
-
-def _split(model: nn.Module, library: Library) -> tuple[nn.Module, nn.Module, int]:
-    if library == "timm":
-        classifier = model.get_classifier()  # type: ignore[operator]
-        if not isinstance(classifier, nn.Linear):
+def _same(ours: Mapping[str, Any], asked: Mapping[str, Any], weights: Path | str | None) -> None:
+    """Refuse weights of another network than what is asked for; 3 channels can become any number."""
+    for key, value in ours.items():
+        if value != asked[key] and not (key == "in_chans" and value == 3):
             raise NetworkError(
-                f"{type(model).__name__} has no single linear classifier to take off; choose another network"
+                f"weights do not fit: {weights}: they are of {key} {value!r}, the config asks for {asked[key]!r}"
             )
-        model.reset_classifier(0)  # type: ignore[operator]
-        return model, classifier, classifier.in_features
-    linear = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
-    if not linear:
-        raise NetworkError(f"{type(model).__name__} has no linear classifier to take off; choose another network")
-    path, classifier = linear[-1]
-    parent = model.get_submodule(path.rpartition(".")[0])
-    setattr(parent, path.rpartition(".")[2], nn.Identity())
-    if getattr(
-        model, "aux_logits", False
-    ):  # Inception and GoogLeNet: the side classifiers serve only their own training
-        for side in ("AuxLogits", "aux1", "aux2"):
-            if hasattr(model, side):
-                setattr(model, side, None)
-        setattr(model, "aux_logits", False)  # noqa: B010
-    return model, classifier, classifier.in_features
 
 
-def _download(name: str, make: Any, pretrained: bool) -> nn.Module:
-    try:
-        model: nn.Module = make()
-        return model
-    except TypeError as error:
-        raise NetworkError(f"options do not fit: {name}: {error}") from error
-    except Exception as error:
-        if not pretrained:
-            raise
-        reason = str(error).splitlines()[0][:160]
-        raise NetworkError(
-            f"weights DEFAULT of {name} cannot be had: {reason}; give `weights:` a local file instead"
-        ) from error
+def _made(asked: Mapping[str, Any], weights: Path | str | None) -> tuple[nn.Module, InputSpec]:
+    """The library's network; libraries adapt their own weights by other rules than `across_channels`."""
+    name, library, in_chans, options = asked.values()
+    if weights != "DEFAULT" or in_chans == own_channels(library):
+        return make(name, library, weights == "DEFAULT", in_chans, options)
+    state = make(name, library, True, own_channels(library), options)[0].state_dict()
+    whole, spec = make(name, library, False, in_chans, options)
+    fill(whole, across_channels(state, whole), f"DEFAULT of {name}")
+    return whole, spec
 
 
-def _unknown(name: str, library: Library) -> NetworkError:
-    other: Library = "torchvision" if library == "timm" else "timm"
-    close = difflib.get_close_matches(name, names(library), n=3, cutoff=0.4)
-    hint = f"{other} has it: set `library: {other}`" if name in names(other) else f"near: {', '.join(close) or 'none'}"
-    return NetworkError(f"unknown network: {library}: {name!r}; {hint}")
+def _filled(whole: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> tuple[str, ...]:
+    """Fill `whole`; the keys that stay random are those that a network of ours does not take from a public one."""
+    own = whole.state_dict()
+    fresh: tuple[str, ...]
+    taken, fresh = whole.adopt(state) if hasattr(whole, "adopt") else (state, ())  # type: ignore[operator]
+    fill(whole, {**{key: own[key] for key in fresh}, **across_channels(taken, whole)}, where)
+    return fresh

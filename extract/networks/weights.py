@@ -1,4 +1,4 @@
-"""The one place that loads weights: ``.safetensors``, or ``.pt`` / ``.pth`` without running any code of theirs.
+"""The one place that loads weights: ``.safetensors``, ``.npz``, or ``.pt`` / ``.pth``, running no code of theirs.
 
 state, notes = load_state(Path("mobilenetv2.safetensors"))
 """
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -25,14 +26,18 @@ def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """A file's tensors by key, and our own notes in it (empty for files that we did not write).
 
     A nested ``state_dict`` or ``model`` is unwrapped and the prefix ``module.`` of data-parallel training removed.
+    Of an ``.npz``, arrays whose names start with ``_`` are no weights.
     """
     if not path.is_file():
-        raise NetworkError(f"weights are not there: {path}: expected a .safetensors, .pt or .pth file")
+        raise NetworkError(f"weights are not there: {path}: expected a .safetensors, .npz, .pt or .pth file")
     try:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, framework="pt") as file:
                 notes = json.loads((file.metadata() or {}).get("framepool", "{}"))
                 return {key: file.get_tensor(key) for key in file.keys()}, notes  # noqa: SIM118 (not a dict)
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {key: torch.from_numpy(arrays[key]) for key in arrays if not key.startswith("_")}, {}
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or hostile file makes the readers raise
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
@@ -67,6 +72,23 @@ def fill(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> No
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise NetworkError(f"weights are not finite: {where}: {key}")
     module.load_state_dict(dict(state))
+
+
+def across_channels(state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor]:
+    """`state`, with kernels (D, 3, ...) made to fit where those of `module` read another number of channels.
+
+    Cross-modality initialisation of "Temporal Segment Networks" (ECCV 2016), §3.2: the mean over the three colours,
+    once for each channel; not rescaled, the bias as it is.
+    """
+    own = module.state_dict()
+    return {key: _spread(value, own[key]) if key in own else value for key, value in state.items()}
+
+
+def _spread(kernel: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    asked = (*kernel.shape[:1], *own.shape[1:2], *kernel.shape[2:])
+    if kernel.ndim < 4 or kernel.shape[1] != 3 or kernel.shape == own.shape or own.shape != asked:
+        return kernel
+    return kernel.mean(dim=1, keepdim=True).expand(asked).contiguous()
 
 
 def state_sha256(state: Mapping[str, torch.Tensor]) -> str:

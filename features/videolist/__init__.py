@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from features.videolist import charades, folder, hmdb51, kinetics, table, ucf101
-from features.videolist.base import Video, VideoList, append, problems
+from features.videolist.base import Video, VideoList, append, problems, restricted
 from features.videolist.config import Charades, Folder, Hmdb51, Kinetics, Table, Ucf101
 from features.videolist.disk import resolve
 from features.videolist.saved import load, save
@@ -24,6 +24,11 @@ AnySource = Ucf101 | Hmdb51 | Kinetics | Charades | Folder | Table
 
 def read(source: AnySource) -> VideoList:
     """The list that a source's annotation files describe, without paths. Raises `UserError` with file and line."""
+    found = _read(source)
+    return restricted(found, source.only, source.root) if source.only else found
+
+
+def _read(source: AnySource) -> VideoList:
     match source:
         case Ucf101():
             return ucf101.read(source)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from features.errors import UserError
+from features.errors import UserError, nearest
 from features.videolist.names import place
 
 TRAIN, TEST, UNUSED = SIDES = ("train", "test", "")
@@ -88,6 +88,19 @@ class Gathered:
             raise UserError("video listed twice", where=where, expected="one line a video", got=id)
         expected = f"{before or 'unused'} in split {split}, as above"
         raise UserError("video on two sides", where=where, expected=expected, got=f"{now or 'unused'} for {id}")
+
+
+def restricted(videos: VideoList, only: Sequence[str], where: Path) -> VideoList:
+    """The videos that have a label among the classes `only`, and of their labels those. Raises `UserError`."""
+    unknown = [name for name in only if name not in videos.classes]
+    if unknown or len(set(only)) < 2:
+        expected = "two classes of the list or more"
+        got, fix = (unknown[0], nearest(unknown[0], videos.classes)) if unknown else (_words(tuple(only)), "")
+        raise UserError("cannot keep only these classes", where=where, expected=expected, got=got, fix=fix)
+    classes = tuple(name for name in videos.classes if name in only)
+    new = {videos.classes.index(name): number for number, name in enumerate(classes)}
+    kept = ((v, tuple(new[label] for label in v.labels if label in new)) for v in videos.videos)
+    return replace(videos, videos=tuple(v._replace(labels=labels) for v, labels in kept if labels), classes=classes)
 
 
 def append(previous: VideoList, new: VideoList) -> VideoList:

@@ -18,6 +18,7 @@ class Source(Config):
     """What every source has."""
 
     root: Path = Field(description="folder that the listed names are relative to")
+    only: tuple[str, ...] = Field((), description="keep the videos of these classes alone; all where none is named")
 
 
 class Ucf101(Source):

@@ -121,7 +121,7 @@ def _networks(patterns: list[str]) -> list[dict[str, Any]]:
 
     wanted = list(PAPERS)
     if patterns:
-        libraries: tuple[Library, ...] = ("timm", "torchvision")
+        libraries: tuple[Library, ...] = ("timm", "torchvision", "framepool")
         known = [(name, library) for library in libraries for name in names(library)]
         wanted = [pair for pattern in patterns for pair in known if fnmatchcase(pair[0], pattern)]
         for pattern in patterns:
@@ -164,6 +164,9 @@ def doctor(_: Namespace) -> None:
         "timm",
         "openvino",
         "av",
+        "numba",
+        "nncf",
+        "opencv-contrib-python-headless",
         "zarr",
         "h5py",
         "numpy",

@@ -8,13 +8,16 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from extract.config import Networked
 from features import videolist
 from features.atomic import make_folder, write_json
 from features.errors import DamagedStore, FramepoolError, TooManyBad, UserError, printable
-from features.manifest import Manifest, read_manifest
+from features.manifest import Manifest, manifest_path, read_manifest
 from features.outcome import FAILED, Outcome, counts
 from features.recipe import digest
 from pipelines import plan as plans
@@ -22,12 +25,15 @@ from pipelines.config import Rendered, config_path
 from pipelines.datasets import demo
 from pipelines.plan import Store
 
+if TYPE_CHECKING:
+    from extract.shard import Task
+
 CACHE = plans.WORK / "cache"  # converted networks, shared by all datasets
 
 
 def index(args: Namespace) -> None:
     """Write the list to work/<dataset>/videos.csv, and print it in short."""
-    from pipelines.sizes import store_bytes
+    from pipelines.sizes import store_size
 
     plan = plans.of(args.dataset)
     videos = plan.videos
@@ -39,8 +45,19 @@ def index(args: Namespace) -> None:
         print(f"  split {split}: {parts['train']} train, {parts['test']} test, {parts['']} unused")
     for problem in videolist.problems(videos):
         print(f"  {printable(problem)}")
-    for store in plan.stores():
-        print(f"  store {store.name}: {store_bytes(store)}")
+    sizes = {store.name: store_size(store) for store in plan.all_stores()}
+    for name, size in sizes.items():
+        print(f"  store {name}: {size.text}")
+    total = sum(size.bytes or 0 for size in sizes.values())
+    budget = plan.config.disk_gb
+    allowed = f", disk_gb: {budget:g}" if budget else ""
+    print(f"  all stores: about {total / 1e9:,.2f} GB before compression{allowed}")
+    if budget and total > budget * 1e9:
+        largest = max(sizes, key=lambda name: sizes[name].bytes or 0)
+        where = f"{config_path(args.dataset)}: $.disk_gb"
+        fix = f"set store: false or temporary: true for an extractor that only feeds others ({largest} is the largest)"
+        got = f"{total / 1e9:,.2f} GB"
+        raise UserError("stores would not fit", where=where, expected=f"{budget:g} GB", got=got, fix=fix)
 
 
 def render(args: Namespace) -> None:
@@ -55,20 +72,24 @@ def render(args: Namespace) -> None:
 
 
 def extract(args: Namespace) -> None:
-    """One shard of each extractor, or all shards and their summary."""
+    """One shard of the extractors, or all shards and their summaries; videos are decoded once for all of them."""
     plan = plans.of(args.dataset)
-    for name in args.extractor:
-        store = plan.store(name, args.split)
-        if args.shard is None:
-            for shard in range(plan.shard_count):
-                _extract(store, shard, args.threads)
+    stores = [plan.store(name, args.split) for name in dict.fromkeys(args.extractor)]
+    for store in stores:
+        if not store.config.store:
+            where = f"{config_path(args.dataset)}: $.extractors.{store.extractor}"
+            fix = "extract what reads it, or remove store: false"
+            raise UserError("extractor that is not stored", where=where, got="store: false", fix=fix)
+    stores.sort(key=_depth)
+    if args.shard is None:
+        for shard in range(plan.shard_count):
+            _extract(stores, shard, args.threads)
+        for store in stores:
             _gather(store)
-        elif args.shard in range(plan.shard_count):
-            _extract(store, args.shard, args.threads)
-        else:
-            raise UserError(
-                "unknown shard", where=args.dataset, expected=f"0 to {plan.shard_count - 1}", got=args.shard
-            )
+    elif args.shard in range(plan.shard_count):
+        _extract(stores, args.shard, args.threads)
+    else:
+        raise UserError("unknown shard", where=args.dataset, expected=f"0 to {plan.shard_count - 1}", got=args.shard)
 
 
 def gather(args: Namespace) -> None:
@@ -88,11 +109,13 @@ def verify(args: Namespace) -> None:
             try:
                 rows += verify_shard(store.folder, shard).rows
             except FramepoolError as error:
+                if store.config.temporary and not manifest_path(store.folder, shard).is_file():
+                    continue  # read and removed
                 print(f"framepool: {error}", file=sys.stderr)
                 damaged += 1
                 if args.repair:
                     retire(store.folder, shard)
-                    rows += _extract(store, shard, args.threads).rows
+                    rows += _extract([store], shard, args.threads)[0].rows
         print(f"{store.name}: {plan.shard_count} shards, {rows} rows")
     if damaged and not args.repair:
         fix = f"run `framepool verify {args.dataset} --repair`"
@@ -105,39 +128,59 @@ def in_words(outcomes: Iterable[Outcome]) -> str:
     return ", ".join(f"{n} {name}" for name, n in counts(outcomes).items())
 
 
-def _extract(store: Store, shard: int, threads: int) -> Manifest:
-    from extract.shard import Item, Task, extract_shard
+def _depth(store: Store) -> int:
+    """How many stores stand between it and the video."""
+    return 0 if store.source is None else 1 + _depth(store.source)
 
-    plan, config = store.plan, store.plan.config.extractors[store.extractor]
-    run = store.trained_by
+
+def _extract(stores: Sequence[Store], shard: int, threads: int) -> list[Manifest]:
+    from extract.shard import extract_shards
+
+    manifests = extract_shards([task_of(store, shard) for store in stores], workers=threads)
+    for store, manifest in zip(stores, manifests, strict=True):
+        print(f"{store.name} shard {shard}: {manifest.rows} rows; {in_words(manifest.outcomes)}")
+    return manifests
+
+
+def task_of(store: Store, shard: int) -> Task:
+    """What makes one shard of a store."""
+    from extract.fingerprint import Item
+    from extract.shard import Task
+
+    plan, config, run = store.plan, store.config, store.trained_by
+    if plan.rendered and not Path(plan.annotations[0]).exists():
+        raise UserError("clips are not there", where=plan.root, fix=f"run `framepool render {plan.dataset}` first")
     if run is not None and isinstance(store.weights, Path) and not store.weights.exists():
         fix = f"run `framepool train {plan.dataset} --head {run.head} --split {run.split}` first"
         raise UserError("weights are not trained yet", where=store.weights, fix=fix)
-    if plan.rendered and not Path(plan.annotations[0]).exists():
-        raise UserError("clips are not there", where=plan.root, fix=f"run `framepool render {plan.dataset}` first")
-    items = tuple(Item(v.id, v.path) for v in plan.shard_videos(shard))
-    task = Task(
+    source: Path | Task | None = None
+    if store.source is not None:
+        source = store.source.folder if store.source.config.store else task_of(store.source, shard)
+    int8 = isinstance(config, Networked) and config.precision == "int8"
+    first = plan.videos.videos[: config.calibration] if int8 else ()  # type: ignore[union-attr]
+    return Task(
         extractor=store.extractor,
         config=config,
         recipe=store.recipe,
         weights=store.weights,
         shard=shard,
-        items=items,
+        items=tuple(Item(v.id, v.path) for v in plan.shard_videos(shard)),
         root=plan.root,
         store=store.folder,
         cache=CACHE,
+        source=source,
+        calibration=tuple(Item(v.id, v.path) for v in first),
     )
-    manifest = extract_shard(task, workers=threads)
-    print(f"{store.name} shard {shard}: {manifest.rows} rows; {in_words(manifest.outcomes)}")
-    return manifest
 
 
 def _gather(store: Store) -> None:
-    """Write the store's summary: outcomes, rows, bytes, statistics, and every video that is not `ok`.
+    """Write the store's summary: outcomes, rows, bytes, and what the report says of it.
 
     Raises `TooManyBad` where more than the config's share failed, `FramepoolError` where a shard is missing or the
     shards do not belong together.
     """
+    from pipelines.report.stores import read_store
+
     plan = store.plan
     manifests = [read_manifest(store.folder, shard) for shard in range(plan.shard_count)]
     first = manifests[0]
@@ -169,7 +212,7 @@ def _gather(store: Store) -> None:
         "outcomes": counts(outcomes),
         "rows": sum(m.rows for m in manifests),
         "bytes": sum(m.bytes for m in manifests),
-        "not_ok": [{"id": i, **o.to_json()} for i, o in zip(ids, outcomes, strict=True) if o.outcome != "ok"],
+        "report": asdict(read_store(store.folder)),
     }
     write_json(store.folder / "store.json", summary)
     print(f"{store.name}: {summary['rows']} rows, {summary['bytes']} bytes; {in_words(outcomes)}")

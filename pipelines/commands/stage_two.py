@@ -40,7 +40,7 @@ def train(args: Namespace) -> None:
     run = plans.of(args.dataset).run(args.head, args.split or plans.of(args.dataset).config.splits[0])
     plan, config = run.plan, run.plan.config
     contents = {m: _summary(store)["contents"] for m, store in run.stores.items()}
-    videos, train_set, test_set, labels = _split(plan, run.split)
+    videos, train_set, test_set, labels = split_of(plan, run.split)
     print(f"{run.name}: {len(train_set)} train, {len(test_set)} test videos, {len(videos.classes)} classes", flush=True)
     features = Features.open({m: s.folder for m, s in run.stores.items()}, [v.id for v in videos.videos])
     print(f"  features in memory after {time.monotonic() - start:.1f} s", flush=True)
@@ -87,7 +87,7 @@ def evaluate(args: Namespace) -> None:
         raise UserError("not a finished run", where=args.folder, expected="a run.json in it", fix=fix)
     record = json.loads(path.read_bytes())
     plan = plans.of(record["dataset"])
-    videos, _, test_set, labels = _split(plan, record["split"])
+    videos, _, test_set, labels = split_of(plan, record["split"])
     stores = {m: plan.work / "features" / store["store"] for m, store in record["stores"].items()}
     features = Features.open(stores, [v.id for v in videos.videos])
     metrics = evaluate_run(
@@ -125,7 +125,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), "framepool": version("framepool"), **{p: version(p) for p in PACKAGES}}
 
 
-def _split(plan: Plan, split: str) -> tuple[VideoList, Sequence[int], Sequence[int], npt.NDArray[Any]]:
+def split_of(plan: Plan, split: str) -> tuple[VideoList, Sequence[int], Sequence[int], npt.NDArray[Any]]:
     """The list, the numbers of its training and test videos, and the labels (V,), or (V, C) of 0 and 1."""
     videos = plan.videos
     column = videos.splits.index(split)

@@ -1,11 +1,14 @@
 """What a report says of a feature store: sizes, recorded statistics, and every video that did not end well.
 
+`framepool gather` sums up a store in its store.json; that stays where the rows were temporary and are gone.
+
 store = read_store(Path("work/demo/features/rgb-0123abcd"))
 store.counts, store.troubles[:3]
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -49,10 +52,10 @@ class Store:
 
 
 def read_store(folder: Path) -> Store:
-    """Sum up the manifests, one at a time. Raises `FramepoolError` where there is none."""
+    """Sum up the manifests, one at a time, or take the summary of before. Raises `FramepoolError` where neither is."""
     numbers = shards(folder)
     if not numbers:
-        raise FramepoolError("store is empty", where=folder, fix="run `framepool extract` for its extractor")
+        return _from_summary(folder)
     counts: Counter[str] = Counter()
     troubles: list[Trouble] = []
     statistics: list[dict[str, Any]] = []
@@ -82,6 +85,16 @@ def read_store(folder: Path) -> Store:
         counts={name: counts[name] for name in NAMES if counts[name]},
         troubles=tuple(troubles),
     )
+
+
+def _from_summary(folder: Path) -> Store:
+    try:
+        fields = json.loads((folder / "store.json").read_bytes())["report"]
+        troubles = tuple(Trouble(*trouble) for trouble in fields.pop("troubles"))
+        return Store(**{**fields, "row_shape": tuple(fields["row_shape"]), "troubles": troubles})
+    except (OSError, ValueError, KeyError, TypeError):
+        fix = "run `framepool extract` for its extractor"
+        raise FramepoolError("store is empty", where=folder, fix=fix) from None
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

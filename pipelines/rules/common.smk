@@ -35,8 +35,30 @@ def weights_of(wildcards):
     return [run.summary] if run else []
 
 
+def sources_of(wildcards):
+    return store_of(wildcards).inputs(int(wildcards.shard))
+
+
+def weights_for(stores):
+    return [store.trained_by.summary for store in stores if store.trained_by]
+
+
+def sources_for(stores):
+    return lambda wildcards: sorted({path for store in stores for path in store.inputs(int(wildcards.shard))})
+
+
 def store_arguments(wildcards):
     return store_of(wildcards).arguments
+
+
+# Taking `output` keeps this out of what Snakemake remembers of a job: a shard that was made together with others is
+# none the older for it.
+def made(wildcards, output):
+    here = plan.of(wildcards.dataset)
+    names = {path.split("/")[-2] for path in output}
+    stores = [store for store in here.stores() if store.name in names]
+    split = {store.split for store in stores if store.split}
+    return " ".join([*(f"--extractor {store.extractor}" for store in stores), *(f"--split {s}" for s in split)])
 
 
 def manifests_of(wildcards):
@@ -48,7 +70,7 @@ def run_arguments(wildcards):
 
 
 def stores_of(wildcards):
-    return [store.summary for store in run_of(wildcards).stores.values()]
+    return run_of(wildcards).inputs
 
 
 def everything_of(wildcards):

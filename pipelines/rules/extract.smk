@@ -29,10 +29,17 @@ rule index:
         "framepool index {wildcards.dataset} > {log:q} 2>&1"
 
 
+EXTRACT = (
+    "framepool extract {wildcards.dataset} {params.arguments}"
+    " --shard $((10#{wildcards.shard})) --threads {threads} > {log:q} 2>&1"
+)
+
+
 rule extract:
     input:
         clips=clips_of,
         weights=weights_of,
+        sources=sources_of,
     output:
         "work/{dataset}/features/{store}/{shard}.json",
     log:
@@ -45,10 +52,50 @@ rule extract:
         gpu=device_count,
     params:
         videos=shard_token,
-        arguments=store_arguments,
+        arguments=made,
     shell:
-        "framepool extract {wildcards.dataset} {params.arguments}"
-        " --shard $((10#{wildcards.shard})) --threads {threads} > {log:q} 2>&1"
+        EXTRACT
+
+
+# Shards that lack several stores get them from one pass over their videos, and rows that only feed others are removed
+# when nothing reads them any more. What is there already is no output of such a job.
+shared_rules = []
+for here in mentioned(sys.argv[1:]):
+    for shared in passes(here):
+
+        rule:
+            name:
+                shared.rule
+            input:
+                clips=clips_of,
+                weights=weights_for(shared.stores),
+                sources=sources_for(shared.stores),
+            output:
+                [temp(path) for path in shared.removed],
+                [temp(directory(path)) for path in shared.removed_folders],
+                shared.kept,
+            log:
+                shared.log,
+            benchmark:
+                shared.benchmark
+            wildcard_constraints:
+                dataset=here.dataset,
+                shard=shared.shards,
+            threads: 4
+            resources:
+                mem_mb=lambda wildcards, attempt: 4000 * attempt,
+                gpu=shared.gpus,
+            params:
+                videos=shard_token,
+                arguments=made,
+            shell:
+                EXTRACT
+
+        shared_rules.append(shared.rule)
+
+
+if shared_rules:
+    workflow.ruleorder(*shared_rules, "extract")
 
 
 rule gather:

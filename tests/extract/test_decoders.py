@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 import extract.decoders as module
-from extract.config import Clips, Every, Fps, Limits, Uniform
-from extract.decoders import Decoders, End, Job, Row, samples
+from extract.config import Clips, Every, Fps, Limits, Segments, Uniform
+from extract.decoders import Decoders, End, Row
+from extract.samples import Job, samples
 from extract.sampling import rows
 from features.outcome import Outcome
 from tests.media import write_video
@@ -47,8 +48,8 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     workers: list[module._Worker] = []
     start = module._Worker.__init__
 
-    def recorded(self: module._Worker, job: Job, slots: int) -> None:
-        start(self, job, slots)
+    def recorded(self: module._Worker, jobs: list[Job], slots: int) -> None:
+        start(self, jobs, slots)
         workers.append(self)
 
     monkeypatch.setattr(module._Worker, "__init__", recorded)
@@ -76,7 +77,7 @@ def plain(paths: dict[int, Path], job: Job = JOB) -> Found:
     """The same, decoded here, one video after the other."""
     found: Found = {}
     for video, path in sorted(paths.items()):
-        *rows, outcome = samples(path, job)
+        *rows, outcome = (item for _, item in samples(path, {0: job}))
         assert isinstance(outcome, Outcome)
         found[video] = ([(t, np.ascontiguousarray(s).tobytes()) for t, s in rows], outcome)  # type: ignore[misc]
     return found
@@ -89,16 +90,16 @@ def test_videos_come_in_order_whoever_decodes_them(
 ) -> None:
     """With two slots in a ring every video has more rows than slots, and nobody waits for ever."""
     monkeypatch.setattr(module, "RING_BYTES", ring_bytes)
-    with Decoders(JOB, paths, workers) as decoders:
+    with Decoders([JOB], paths, workers) as decoders:
         found = collected(decoders)
     assert list(found) == sorted(paths)
     assert found == plain(paths)
 
 
 def test_clips_are_samples_of_several_frames(paths: dict[int, Path]) -> None:
-    job = replace(JOB, sampling=Clips(kind="clips", frames=4))
+    job = replace(JOB, sampling=Clips(frames=4), frames=4)
     assert job.shape == (4, 32, 32, 3)
-    with Decoders(job, paths, 1) as decoders:
+    with Decoders([job], paths, 1) as decoders:
         assert collected(decoders) == plain(paths, job)
 
 
@@ -114,7 +115,7 @@ def collected_while_killing(paths: dict[int, Path], video: int, at: tuple[int, .
     """As `collected`; the decoder of `video` is killed as soon as row n of it has come, for each n of `at`."""
     found: Found = {}
     rows: list[tuple[int, bytes]] = []
-    with Decoders(JOB, paths, 2) as decoders:
+    with Decoders([JOB], paths, 2) as decoders:
         for item in decoders:
             if isinstance(item, End):
                 found[item.video], rows = (rows, item.outcome), []
@@ -142,16 +143,16 @@ def test_a_decoder_that_hangs_costs_its_video(paths: dict[int, Path], monkeypatc
     monkeypatch.setattr(module, "RING_BYTES", 1)
     found: Found = {}
     rows: list[tuple[int, bytes]] = []
-    with Decoders(JOB, paths, 1) as decoders:
+    with Decoders([JOB], paths, 1) as decoders:
         for item in decoders:
             if isinstance(item, End):
                 found[item.video], rows = (rows, item.outcome), []
-                decoders.job = JOB
+                decoders.timeout_s = 60
             else:
                 rows.append((item.time_us, item.sample.tobytes()))
                 if item.video == 20 and len(rows) == 3:
                     kill(decoders, 20, signal.SIGSTOP)
-                    decoders.job = replace(JOB, limits=Limits(timeout_s=0.4))
+                    decoders.timeout_s = 0.4
     whole = plain(paths)
     assert found[20][1] == Outcome(outcome="timeout", reason="no frame for 0 s")
     del found[20], whole[20]
@@ -162,7 +163,7 @@ def test_a_message_that_is_cut_by_death_is_death(paths: dict[int, Path], monkeyp
     """The pipe may end inside a message: its length has come, and half of it."""
     monkeypatch.setattr(module, "RING_BYTES", 1)
     cuts = iter([OSError("got end of file during message")])
-    with Decoders(JOB, paths, 1) as decoders:
+    with Decoders([JOB], paths, 1) as decoders:
         worker = decoders._workers[0]
         receive = worker.pipe.recv
 
@@ -181,21 +182,21 @@ def test_a_message_that_is_cut_by_death_is_death(paths: dict[int, Path], monkeyp
 
 
 def test_nothing_is_left_after_an_error_anywhere(paths: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ZeroDivisionError), Decoders(JOB, paths, 2) as decoders:
+    with pytest.raises(ZeroDivisionError), Decoders([JOB], paths, 2) as decoders:
         rings = [w.ring.name for w in decoders._workers]
         next(iter(decoders))
         raise ZeroDivisionError
     assert rings and not any(alive(ring) for ring in rings)
     start, started = module._Worker, []
 
-    def second_fails(job: Job, slots: int) -> object:
+    def second_fails(jobs: list[Job], slots: int) -> object:
         if started:
             raise OSError("no memory for a ring")
-        started.append(start(job, slots))
+        started.append(start(jobs, slots))
         return started[0]
 
     monkeypatch.setattr(module, "_Worker", second_fails)
-    with pytest.raises(OSError, match="no memory for a ring"), Decoders(JOB, paths, 2):
+    with pytest.raises(OSError, match="no memory for a ring"), Decoders([JOB], paths, 2):
         pass
     assert started and not started[0].process.is_alive()
 
@@ -205,7 +206,7 @@ def test_decoders_end_with_their_parent(paths: dict[int, Path]) -> None:
         "import os, signal, sys; from pathlib import Path; from extract.decoders import Decoders; "
         "from tests.extract.test_decoders import JOB\n"
         "if __name__ == '__main__':\n"
-        "    decoders = Decoders(JOB, {1: Path(sys.argv[1]), 2: Path(sys.argv[2])}, 2).__enter__()\n"
+        "    decoders = Decoders([JOB], {1: Path(sys.argv[1]), 2: Path(sys.argv[2])}, 2).__enter__()\n"
         "    next(iter(decoders))\n"
         "    found = decoders._workers\n"
         "    print(*[w.process.pid for w in found], *[w.ring.name for w in found], flush=True)\n"
@@ -230,28 +231,86 @@ def test_decoders_end_with_their_parent(paths: dict[int, Path]) -> None:
 
 def test_no_more_processes_than_videos(paths: dict[int, Path]) -> None:
     job = replace(JOB, sampling=Uniform(n=2))
-    with Decoders(job, {3: paths[10]}, 4) as decoders:
+    with Decoders([job], {3: paths[10]}, 4) as decoders:
         assert len(decoders._workers) == 1
         assert [type(item) for item in decoders] == [Row, Row, End]
 
 
+def rows_of(path: Path, job: Job) -> list[tuple[int, np.ndarray]]:
+    return [item for _, item in samples(path, {0: job}) if not isinstance(item, Outcome)]
+
+
 @pytest.mark.parametrize(
-    "sampling",
+    ("sampling", "frames", "stride"),
     [
-        Clips(kind="clips", frames=4, stride=2, hop=3),
-        Clips(kind="clips", frames=16),
-        Clips(kind="clips", frames=9, stride=3),
-        Fps(kind="fps", fps=3),
+        (Clips(frames=4, stride=2, hop=3), 4, 2),
+        (Clips(frames=16), 16, 1),
+        (Clips(frames=9, stride=3), 9, 3),
+        (Fps(kind="fps", fps=3), 1, 1),
+        (Fps(kind="fps", fps=3), 3, 2),
+        (Every(kind="every", k=2), 2, 1),
+        (Uniform(n=4), 6, 1),
+        (Segments(n=5), 2, 4),
     ],
 )
-def test_rows_that_leave_as_their_frames_come(tmp_path: Path, sampling: Clips | Fps) -> None:
+def test_rows_are_frames_of_the_whole_video(
+    tmp_path: Path, sampling: Clips | Fps | Every | Uniform | Segments, frames: int, stride: int
+) -> None:
     """Against picking the frames out of a whole decoded video; a short clip's frames come again from the start."""
     path = write_video(tmp_path / "a.mp4", frames=23)
-    whole = [
-        item for item in samples(path, replace(JOB, sampling=Every(kind="every"))) if not isinstance(item, Outcome)
-    ]
-    wanted = rows(sampling, np.array([time_us for time_us, _ in whole]))
-    found = [item for item in samples(path, replace(JOB, sampling=sampling)) if not isinstance(item, Outcome)]
-    assert [time_us for time_us, _ in found] == [whole[row[0]][0] for row in wanted]
+    whole = rows_of(path, replace(JOB, sampling=Every(kind="every")))
+    wanted = rows(sampling, np.array([time_us for time_us, _ in whole]), frames, stride)
+    found = rows_of(path, replace(JOB, sampling=sampling, frames=frames, stride=stride))
+    middles = [(min(whole[n][0] for n in row) + max(whole[n][0] for n in row)) // 2 for row in wanted]
+    assert [time_us for time_us, _ in found] == middles
     for (_, image), row in zip(found, wanted, strict=True):
         assert np.array_equal(image, np.squeeze(np.stack([whole[n][1] for n in row]), 0 if len(row) == 1 else ()))
+
+
+JOBS = [
+    JOB,
+    replace(JOB, sampling=Uniform(n=3), gray=True, frames=3),
+    Job(Clips(frames=4), 48, 40, "bicubic", Limits(), frames=4),
+]
+
+
+def test_several_jobs_share_one_decoding(paths: dict[int, Path]) -> None:
+    """Each gets what it would get alone, whoever else is there; a video can be wanted by some of them only."""
+    wanted = {video: (0, 1, 2) if video % 20 else (2,) for video in paths}
+    found: dict[int, Found] = {0: {}, 1: {}, 2: {}}
+    here: dict[int, list[tuple[int, bytes]]] = {0: [], 1: [], 2: []}
+    with Decoders(JOBS, paths, 2, wanted) as decoders:
+        for item in decoders:
+            if isinstance(item, Row):
+                here[item.job].append((item.time_us, item.sample.tobytes()))
+            else:
+                found[item.job][item.video] = (here[item.job], item.outcome)
+                here[item.job] = []
+    for number, job in enumerate(JOBS):
+        assert found[number] == plain({v: p for v, p in paths.items() if number in wanted[v]}, job)
+
+
+def test_a_death_costs_every_job_the_same_video(paths: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RING_BYTES", 1)
+    ends, rows_seen = [], 0
+    with Decoders(JOBS[:2], paths, 1) as decoders:
+        for item in decoders:
+            if isinstance(item, End):
+                ends.append(item)
+            elif item.video == 20:
+                rows_seen += 1
+                if rows_seen in (3, 8):
+                    kill(decoders, 20)
+    killed = Outcome(outcome="decoder_killed", reason="decoder ended 2 times (-9)")
+    assert [e for e in ends if e.video == 20] == [End(20, killed, 0), End(20, killed, 1)]
+    assert len(ends) == 2 * len(paths)
+    assert {e.outcome.outcome for e in ends if e.video not in (20, 25)} == {"ok"}
+
+
+def test_a_decoder_has_a_memory_limit(paths: dict[int, Path]) -> None:
+    """F08: 16384 px wide pictures do not fit into 64 MB; the video is lost, the others are not."""
+    job = replace(JOB, resize_px=12_000, limits=Limits(max_memory_mb=64))
+    with Decoders([job], {1: paths[10], 2: paths[25]}, 1) as decoders:
+        found = collected(decoders)
+    assert found[1][1] == Outcome(outcome="decoder_killed", reason="memory limit")
+    assert found[2][1].outcome == "undecodable"

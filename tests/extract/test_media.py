@@ -1,10 +1,7 @@
-"""Decoding: one outcome for every file, true times, upright pictures, limits (F13, F15, F20, F21, F23, F24)."""
+"""Decoding: true times, upright pictures of every size and format, limits, and the right track (F21)."""
 
 from __future__ import annotations
 
-import json
-import os
-import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,140 +11,74 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from extract.config import Clips, Every, Fps, Limits, Sampling, Segments, Uniform
-from extract.decoders import Job, samples
-from extract.media import MediaError, probe
+from extract.config import Limits
+from extract.media import Decoded, MediaError, Scaler, decode, probe
 from features.outcome import Outcome
-from tests.media import SHARED, damaged_media, needs_shared, write_video
+from tests.hostile import jpeg, outcome_of, put, rewritten, sound, tracks, turned, write
+from tests.media import SHARED, needs_shared
 
-ODD = SHARED / "odd"
-EVERY = Every(kind="every")
-
-
-def job(sampling: Sampling = EVERY, resize: int = 32, crop: int = 32, **limits: Any) -> Job:
-    return Job(sampling, resize, crop, "bilinear", Limits(**limits))
+REAL = SHARED / "odd/real"
+Images = npt.NDArray[np.uint8]
 
 
-def decoded(path: Path, how: Job | None = None) -> tuple[list[int], npt.NDArray[np.uint8], Outcome]:
-    """Times (L,), samples (L, ...), outcome."""
-    *rows, outcome = samples(path, how or job())
-    assert isinstance(outcome, Outcome) and outcome.rows == len(rows)
-    images = [row[1] for row in rows]  # type: ignore[index]
-    return [row[0] for row in rows], np.stack(images) if images else np.empty((0,), np.uint8), outcome  # type: ignore[index]
+def times_ms(path: Path) -> list[float]:
+    """Of all frames; those of the packets must agree."""
+    found = Decoded()
+    numbers = [number for number, _, _ in decode(path, Limits(), found)]
+    assert numbers == list(range(len(found.times_us)))
+    assert probe(path, Limits()).times_us.tolist() == found.times_us
+    return [time_us / 1000 for time_us in found.times_us]
+
+
+def images(path: Path, resize: int = 32, crop: int = 32, how: str = "bilinear", pixels: Any = "rgb24") -> Images:
+    """(F, crop, crop, 3) or (F, crop, crop)."""
+    scale = Scaler(resize, crop, how, pixels)
+    return np.stack([scale(frame) for _, _, frame in decode(path, Limits(), Decoded())])
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_video(tmp_path_factory.mktemp("clip") / "clip.mp4", frames=12, fps=10)
+    """Six frames, 40 ms apart, each of one grey."""
+    return write(tmp_path_factory.mktemp("clip") / "clip.mp4")
 
 
-@pytest.fixture(scope="module")
-def broken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, str]]:
-    return damaged_media(tmp_path_factory.mktemp("broken"))
-
-
-@pytest.mark.parametrize("name", ["cut", "empty", "text", "concat", "sound"])
-def test_every_damaged_file_has_its_outcome(broken: dict[str, tuple[Path, str]], name: str) -> None:
-    path, expected = broken[name]
-    _, images, outcome = decoded(path, job(Uniform(n=4)))
-    assert outcome.outcome == expected and outcome.reason
-    assert len(images) == (min(4, outcome.decoded) if expected == "partial" else 0)
-
-
-def test_a_cut_file_can_be_dropped_by_its_ratio(broken: dict[str, tuple[Path, str]]) -> None:
-    path, _ = broken["cut"]
-    *_, kept = decoded(path)
-    assert 0 < kept.decoded < kept.promised == 40
-    assert kept.reason.startswith(f"{kept.decoded} of 40 frames decoded")
-    given = list(samples(path, job(Uniform(n=4), min_decoded_ratio=0.9)))
-    assert isinstance(given[-1], Outcome) and given[-1].outcome == "undecodable" and given[-1].rows == 0
-
-
-def test_names_that_ffmpeg_would_read_as_something_else(clip: Path, tmp_path: Path) -> None:
-    for name in ("concat:a|b.mp4", "pipe:0", "-i.mp4", "a%03d.mp4", "http:x.mp4", "übung – 視頻.mp4"):
-        path = tmp_path / name
-        path.write_bytes(clip.read_bytes())
-        assert decoded(path)[2].outcome == "ok", name
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "ffconcat version 1.0\nfile {}\n",
-        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n",
-        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
-        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><BaseURL>{}</BaseURL></MPD>',
-    ],
-    ids=["ffconcat", "hls", "sdp", "dash"],
-)
-def test_a_file_that_names_other_files_is_not_followed(clip: Path, tmp_path: Path, text: str) -> None:
-    path = tmp_path / "list.mp4"
-    path.write_text(text.format(clip))
-    assert decoded(path)[2].outcome in ("refused", "undecodable")
-
-
-def test_what_is_no_file(clip: Path, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo.mp4")
-    (tmp_path / "folder.mp4").mkdir()
-    (tmp_path / "dangling.mp4").symlink_to(tmp_path / "nowhere")
-    expected = {
-        "fifo.mp4": ("refused", "not a regular file"),
-        "folder.mp4": ("refused", "not a regular file"),
-        "dangling.mp4": ("undecodable", "cannot be read: No such file or directory"),
-        "absent.mp4": ("undecodable", "cannot be read: No such file or directory"),
-    }
-    for name, (outcome, reason) in expected.items():
-        found = decoded(tmp_path / name)[2]
-        assert (found.outcome, found.reason) == (outcome, reason)
-
-
-@pytest.mark.parametrize(
-    ("limits", "reason"),
-    [
-        ({"max_pixels": 64 * 48 - 1}, "64x48 pixels, limit 3071"),
-        ({"max_frames": 11}, "12 frames promised, limit 11"),
-        ({"max_duration_s": 1}, "1 s long, limit 1 s"),
-    ],
-)
-def test_what_is_too_large_is_refused_before_a_frame_is_decoded(
-    clip: Path, limits: dict[str, int], reason: str
-) -> None:
-    with pytest.raises(MediaError, match=reason):
-        probe(clip, Limits(**limits))
-    outcome = decoded(clip, job(**limits))[2]
-    assert outcome == Outcome(outcome="too_large", reason=reason)
-
-
-def test_frames_are_counted_where_the_header_does_not_promise(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "clip.mkv", frames=12)
-    assert probe(path, Limits()).promised == 0
-    assert decoded(path, job(max_frames=11))[2].reason == "more than 11 frames"
-    assert decoded(path, job(max_frames=12))[2].outcome == "ok"
-
-
-@pytest.mark.parametrize(("suffix", "codec"), [("mp4", "libx264"), ("avi", "mpeg4"), ("mkv", "libx264")])
-def test_times_of_a_constant_rate(tmp_path: Path, suffix: str, codec: str) -> None:
-    path = write_video(tmp_path / f"clip.{suffix}", frames=12, fps=10, codec=codec)
-    times_us, images, outcome = decoded(path)
-    assert times_us == [100_000 * n for n in range(12)] and outcome == Outcome(
-        outcome="ok", rows=12, decoded=12, promised=12
-    )
-    assert codec == "mpeg4" or len({image.tobytes() for image in images}) == 12
-    np.testing.assert_array_equal(probe(path, Limits()).times_us, times_us)
-
-
-def write_timed(path: Path, times_ms: list[int], width: int = 64, height: int = 48) -> Path:
-    """A clip whose frames show at `times_ms`, each of one grey."""
+def sketch(path: Path, frames: int = 1) -> Path:
+    """A picture whose corners differ: red, green, blue and white quarters."""
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:24, :32, 0] = image[:24, 32:, 1] = image[24:, :32, 2] = 255
+    image[24:, 32:] = 255
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=25, options={"threads": "1", "bf": "2"})
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        for number, time_ms in enumerate(times_ms):
-            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 10 * number, np.uint8), format="rgb24")
-            frame.pts, frame.time_base = time_ms, Fraction(1, 1000)
-            container.mux(stream.encode(frame))
+        stream: Any = container.add_stream("libx264", rate=25, options={"preset": "ultrafast", "qp": "4"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv444p"
+        for _ in range(frames):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return path
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("clip.mp4", "libx264", {"preset": "medium", "bf": "3"}),
+        ("clip.avi", "mpeg4", {}),
+        ("clip.mkv", "mpeg4", {"bf": "2"}),
+        ("clip.mpg", "mpeg2video", {"bf": "2"}),
+        ("clip.ts", "libx264", {}),
+        ("clip.flv", "libx264", {}),
+        ("clip.mov", "libx265", {}),
+        ("clip.webm", "libvpx-vp9", {}),
+        ("clip.wmv", "wmv2", {}),
+    ],
+)
+def test_times_of_a_constant_rate(tmp_path: Path, name: str, codec: str, options: dict[str, str]) -> None:
+    """Frame n is 40 n ms after the first one, and is the n-th picture."""
+    path = write(tmp_path / name, codec, frames=20, options=options)
+    found = times_ms(path)
+    np.testing.assert_allclose(np.array(found) - found[0], 40 * np.arange(20), atol=1)
+    levels = images(path, pixels="gray").mean(axis=(1, 2))
+    expected = (np.array([20 + 20 * (n % 11) for n in range(20)]) - 16) * 255 / 219
+    np.testing.assert_allclose(levels, expected.clip(0, 255), atol=4)
+    assert outcome_of(path).outcome == "ok"
 
 
 VARIABLE_MS = [0, 40, 80, 480, 520, 1500, 1510, 1600, 2000]
@@ -155,107 +86,279 @@ VARIABLE_MS = [0, 40, 80, 480, 520, 1500, 1510, 1600, 2000]
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_times_of_a_variable_rate(tmp_path: Path, suffix: str) -> None:
-    path = write_timed(tmp_path / f"vfr.{suffix}", VARIABLE_MS)
-    times_us, images, _ = decoded(path)
-    assert times_us == [t * 1000 for t in VARIABLE_MS]
-    np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), 10 * np.arange(9), atol=3)
-    times_us, images, _ = decoded(path, job(Fps(kind="fps", fps=2)))
-    shown = [0, 3, 4, 5, 8]  # on screen at 0, 0.5, 1.0, 1.5 and 2.0 s
-    assert times_us == [VARIABLE_MS[n] * 1000 for n in shown]
-    np.testing.assert_allclose(images.mean(axis=(1, 2, 3)), [10 * n for n in shown], atol=3)
+    path = write(tmp_path / f"vfr.{suffix}", times_ms=VARIABLE_MS, options={"preset": "medium", "bf": "2"})
+    assert times_ms(path) == VARIABLE_MS
 
 
 def test_a_first_time_that_is_not_zero_is_kept(tmp_path: Path) -> None:
-    times_us, _, _ = decoded(write_timed(tmp_path / "late.mkv", [700, 740, 780]))
-    assert times_us == [700_000, 740_000, 780_000]
+    assert times_ms(write(tmp_path / "late.mkv", times_ms=[700, 740, 780])) == [700, 740, 780]
+    assert times_ms(write(tmp_path / "late.mp4", times_ms=[700, 740, 780])) == [700, 740, 780]
 
 
-def test_a_span_of_times_over_the_limit_is_too_large(tmp_path: Path) -> None:
-    path = write_timed(tmp_path / "long.mkv", [0, 40, 60_000_000])
-    for sampling in (Uniform(n=2), Fps(kind="fps", fps=30)):
-        outcome = decoded(path, job(sampling))[2]
-        assert outcome.outcome == "too_large" and "60000 s long, limit 14400 s" in outcome.reason
+def test_an_edit_list_moves_the_start(tmp_path: Path) -> None:
+    """It begins 80 ms into the media, so that the third picture is shown at 0."""
+    whole = write(tmp_path / "whole.mp4", frames=10, options={"g": "1"})
+    path = rewritten(tmp_path / "cut.mp4", whole, elst=put(12, ">i", 80 * 16))  # ticks of 1/16000 s
+    assert times_ms(path) == [40 * n for n in range(8)]
+    np.testing.assert_array_equal(images(path), images(whole)[2:])
+    assert outcome_of(path).outcome == "ok"
 
 
-def turned(path: Path, matrix: tuple[int, int, int, int]) -> Path:
-    """`path` with another display matrix (a b; c d) in its track header."""
-    data = bytearray(path.read_bytes())
-    at = data.index(b"tkhd") + 4 + 4 + 20 + 16  # version and flags, times and ids of version 0, layer to volume
-    assert struct.unpack(">9i", data[at : at + 36]) == (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
-    a, b, c, d = (v << 16 for v in matrix)
-    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
-    turned = path.with_name(f"turned{matrix}.mp4")
-    turned.write_bytes(data)
-    return turned
+NEGATIVE = {"avoid_negative_ts": "disabled", "copyts": "1"}
+
+
+def test_negative_times_stay(tmp_path: Path) -> None:
+    path = write(tmp_path / "early.ts", times_ms=[-80, -40, 0, 40, 80], container_options=NEGATIVE)
+    assert times_ms(path) == [-80, -40, 0, 40, 80]
+
+
+def test_times_that_are_missing_here_and_there(tmp_path: Path) -> None:
+    """Matroska loses those below 0; a picture without one comes a step after the one before."""
+    how = {"preset": "medium", "bf": "2"}
+    path = write(tmp_path / "early.mkv", times_ms=[-80, -40, 0, 40, 80], container_options=NEGATIVE, options=how)
+    with av.open(str(path)) as container:
+        assert None in [packet.pts for packet in container.demux(video=0) if packet.size]
+    found = Decoded()
+    assert len(list(decode(path, Limits(), found))) == 5
+    assert found.times_us == sorted(found.times_us) and found.times_us[-1] == 80_000
+
+
+def test_what_an_edit_list_hides_is_not_missing(tmp_path: Path) -> None:
+    path = write(tmp_path / "early.mp4", times_ms=[-200, -160, 0, 40])
+    assert times_ms(path) == [0, 40]
+    assert outcome_of(path) == Outcome(outcome="ok", decoded=2, promised=2)
 
 
 @pytest.mark.parametrize(
-    ("matrix", "quarters"), [((1, 0, 0, 1), 0), ((0, 1, -1, 0), -1), ((-1, 0, 0, -1), 2), ((0, -1, 1, 0), 1)]
+    ("box", "at", "layout", "values"),
+    [
+        ("mvhd", 12, ">II", (1000, 0)),
+        ("mvhd", 12, ">II", (1000, 0xFFFFFFFE)),  # 50 days
+        ("mvhd", 12, ">II", (1, 1_000_000_000)),
+        ("mdhd", 12, ">II", (16_000, 0)),
+        ("mdhd", 12, ">II", (16_000, 0xFFFFFFFE)),
+        ("tkhd", 20, ">I", (0,)),
+    ],
 )
-def test_pictures_are_turned_as_the_file_asks(clip: Path, matrix: tuple[int, int, int, int], quarters: int) -> None:
+def test_a_duration_in_the_header_means_nothing(
+    clip: Path, tmp_path: Path, box: str, at: int, layout: str, values: tuple[int, ...]
+) -> None:
+    path = rewritten(tmp_path / "lies.mp4", clip, **{box: put(at, layout, *values)})
+    assert times_ms(path) == times_ms(clip)
+    assert outcome_of(path) == outcome_of(clip)
+
+
+def test_a_rate_of_thousands(clip: Path, tmp_path: Path) -> None:
+    path = rewritten(
+        tmp_path / "fast.mp4", rewritten(tmp_path / "a.mp4", clip, mdhd=put(12, ">I", 90_000)), stts=put(12, ">I", 1)
+    )
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].average_rate == 90_000
+    np.testing.assert_allclose(times_ms(path), np.arange(6) / 90, atol=0.001)
+
+
+def test_a_rate_of_nothing(clip: Path, tmp_path: Path) -> None:
+    """All pictures at once: libavformat makes up times, not all in order; they are kept and put in order."""
+    path, found = rewritten(tmp_path / "still.mp4", clip, stts=put(12, ">I", 0)), Decoded()
+    assert len(list(decode(path, Limits(), found))) == 6
+    assert found.times_us == sorted(found.times_us)
+
+
+def test_missing_times(tmp_path: Path) -> None:
+    """A raw stream has none; libavformat counts the pictures, but is one too far at the last of MPEG-1."""
+    found = times_ms(write(tmp_path / "raw.m1v", "mpeg1video", frames=10, fps=25))
+    assert found[:9] == [40 * n for n in range(9)] and len(found) == 10
+
+
+def test_times_beyond_all_numbers_do_not_overflow(tmp_path: Path) -> None:
+    path = tmp_path / "far.mkv"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 16, 16, "yuv420p"
+        for packet in [*stream.encode(av.VideoFrame(16, 16, "yuv420p")), *stream.encode()]:
+            packet.pts = packet.dts = 2**62
+            packet.time_base = Fraction(1, 1000)
+            container.mux(packet)
+    assert times_ms(path)[0] > 1e15 and outcome_of(path).outcome == "ok"
+
+
+EIGHT = [
+    ((1, 0, 0, 1), lambda x: x),
+    ((0, 1, -1, 0), lambda x: np.rot90(x, -1, (1, 2))),
+    ((-1, 0, 0, -1), lambda x: np.rot90(x, 2, (1, 2))),
+    ((0, -1, 1, 0), lambda x: np.rot90(x, 1, (1, 2))),
+    ((-1, 0, 0, 1), lambda x: x[:, :, ::-1]),
+    ((1, 0, 0, -1), lambda x: x[:, ::-1]),
+    ((0, 1, 1, 0), lambda x: x.swapaxes(1, 2)),
+    ((0, -1, -1, 0), lambda x: np.rot90(x, 2, (1, 2)).swapaxes(1, 2)),
+]
+
+
+@pytest.mark.parametrize(("matrix", "turn"), EIGHT, ids=[str(matrix) for matrix, _ in EIGHT])
+@pytest.mark.parametrize("pixels", ["rgb24", "gray"])
+def test_pictures_are_turned_and_mirrored_as_the_file_asks(
+    tmp_path: Path, matrix: tuple[int, int, int, int], turn: Any, pixels: str
+) -> None:
     """x' = ax + cy, y' = bx + dy with y down: (0 1; -1 0) turns what points right down, a quarter clockwise."""
-    whole = job(resize=48, crop=48)
-    _, straight, _ = decoded(clip, whole)
-    _, images, _ = decoded(turned(clip, matrix), whole)
-    np.testing.assert_array_equal(images, np.rot90(straight, quarters, axes=(1, 2)))
-
-
-@pytest.mark.parametrize(("width", "height"), [(2, 2), (16, 16), (18, 34), (130, 20), (20, 130), (64, 48), (320, 240)])
-def test_any_size_comes_out_square(tmp_path: Path, width: int, height: int) -> None:
-    path = write_timed(tmp_path / "clip.mp4", [0, 40, 80], width, height)
-    _, images, outcome = decoded(path, job(resize=40, crop=33))
-    assert images.shape == (3, 33, 33, 3) and images.dtype == np.uint8 and outcome.outcome == "ok"
-
-
-def test_a_sliver_does_not_fill_the_memory(tmp_path: Path) -> None:
-    """A short side of 2 px scaled to 224 would make the long one half a million."""
-    path = write_timed(tmp_path / "clip.mp4", [0, 40], 4096, 2)
-    outcome = decoded(path, job(resize=256, crop=224))[2]
-    assert outcome.outcome == "too_large" and outcome.reason == "4096x2 pixels would become 524288x256"
-
-
-def test_one_frame_and_fewer_frames_than_a_clip(tmp_path: Path) -> None:
-    path = write_video(tmp_path / "one.mp4", frames=1)
-    assert decoded(path, job(Uniform(n=25)))[0] == [0]
-    times_us, images, _ = decoded(path, job(Clips(kind="clips", frames=4)))
-    assert times_us == [0] and images.shape == (1, 4, 32, 32, 3)
-    short = decoded(path, job(Segments(kind="segments", n=2, length=4)))[2]
-    assert short.outcome == "too_short" and short.reason == "1 frames, a sample takes more"
+    straight = sketch(tmp_path / "clip.mp4")
+    given = images(turned(tmp_path / "turned.mp4", straight, matrix), 48, 48, pixels=pixels)
+    np.testing.assert_array_equal(given, turn(images(straight, 48, 48, pixels=pixels)))
 
 
 @needs_shared
 @pytest.mark.parametrize(("name", "quarters"), [("video_0.mov", 0), ("video_90.mov", -1), ("video_270.mov", 1)])
 def test_phone_videos_stand_upright(name: str, quarters: int) -> None:
     """Three pictures of one keyboard, held differently: the turn that makes the letters upright was seen by eye."""
-    path = ODD / "real" / name
-    with av.open(str(path)) as container:
+    with av.open(str(REAL / name)) as container:
         raw = next(container.decode(video=0)).to_ndarray(format="rgb24")  # (320, 568, 3) as coded
-    _, images, _ = decoded(path, job(resize=320, crop=320))
     upright = np.rot90(raw[:, 124:444], quarters)
-    assert np.corrcoef(images[0].ravel(), upright.ravel())[0, 1] > 0.99
+    assert np.corrcoef(images(REAL / name, 320, 320)[0].ravel(), upright.ravel())[0, 1] > 0.99
 
 
-def odd_files() -> list[str]:
-    return sorted(json.loads((ODD / "manifest.json").read_text())) if ODD.is_dir() else []
+@pytest.mark.parametrize("pixels", ["rgb24", "gray"])
+@pytest.mark.parametrize("how", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (2, 2), (17, 33), (130, 20), (20, 130), (4, 90), (320, 240)])
+def test_any_size_comes_out_square(tmp_path: Path, width: int, height: int, how: str, pixels: str) -> None:
+    """Of one grey, whatever the way there."""
+    path = write(tmp_path / "clip.mkv", "ffv1", width, height, frames=2)
+    given = images(path, 40, 33, how, pixels)
+    assert given.shape == ((2, 33, 33, 3) if pixels == "rgb24" else (2, 33, 33)) and given.dtype == np.uint8
+    np.testing.assert_allclose(given[1], (40 - 16) * 255 / 219, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "codec"),
+    [
+        ("yuv420p", "ffv1"),
+        ("yuv444p", "libx264"),
+        ("yuv422p10le", "ffv1"),
+        ("yuv420p10le", "libx265"),
+        ("gray", "ffv1"),
+        ("gray10le", "ffv1"),
+        ("yuva420p", "ffv1"),
+        ("yuvj420p", "libx264"),
+    ],
+)
+def test_any_pixel_format_gives_the_same_grey(tmp_path: Path, pix_fmt: str, codec: str) -> None:
+    """Luma 40 of 16..235 or of 0..255. The half-seen pictures of yuva420p come out whole."""
+    path = write(tmp_path / "clip.mkv", codec, frames=2, pix_fmt=pix_fmt)
+    full = pix_fmt in ("yuvj420p", "gray", "gray10le")
+    expected = 40 if full else (40 - 16) * 255 / 219
+    np.testing.assert_allclose(images(path)[1], expected, atol=2)
+    np.testing.assert_allclose(images(path, pixels="gray")[1], expected, atol=2)
+
+
+def test_gray_is_the_luma_of_the_colours(tmp_path: Path) -> None:
+    path = sketch(tmp_path / "clip.mp4")
+    luma = images(path, 48, 48) @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    np.testing.assert_allclose(images(path, 48, 48, pixels="gray"), luma, atol=3)
 
 
 @needs_shared
-@pytest.mark.parametrize("name", odd_files())
-def test_every_odd_file_ends_in_one_outcome(name: str) -> None:
-    """Against what a full decode by other hands found in it."""
-    known = json.loads((ODD / "manifest.json").read_text())[name]
-    times_us, _, outcome = decoded(ODD / name, job(Uniform(n=3)))
-    frames, promised = known.get("decoded_frames", 0), known.get("header_frames", 0)
-    if "open_error" in known:
-        assert outcome.outcome == "undecodable"
-    elif not any(s.startswith("video") for s in known["streams"]):
-        assert outcome.outcome == "no_video"
-    elif "decode_error" in known:  # they stopped at the first damage; we go on behind it
-        assert outcome.outcome == "partial" and frames < outcome.decoded < promised
-        assert outcome.reason.endswith("Invalid data found when processing input")
-    elif frames == 0:
-        assert outcome.outcome == "undecodable"
-    else:
-        assert outcome.outcome == ("partial" if frames < promised else "ok")
-        assert outcome.decoded == frames and outcome.rows == min(3, frames)
-    assert times_us == sorted(times_us)
+def test_bt709_of_full_range() -> None:
+    """Against ITU-R BT.709 done by hand, at the size of the picture and of its chroma."""
+    path = REAL / "bt709_full_range.mp4"
+    frame = next(decode(path, Limits(), Decoded()))[2]
+    planes = [np.frombuffer(p, np.uint8).reshape(p.height, p.line_size)[:, : p.width] for p in frame.planes]
+    y, u, v = planes[0].astype(float), *(np.kron(p, np.ones((2, 2))) - 128 for p in planes[1:])
+    rgb = np.stack([y + 1.5748 * v, y - 0.18732 * u - 0.46812 * v, y + 1.8556 * u], -1).clip(0, 255)
+    assert np.abs(Scaler(720, 720, "bilinear")(frame) - rgb[:, 280:1000]).mean() < 2
+
+
+def test_a_sliver_does_not_fill_the_memory(tmp_path: Path) -> None:
+    """A short side of 2 px scaled to 256 would make the long one half a million."""
+    path = write(tmp_path / "clip.mkv", "ffv1", 4096, 2, frames=1)
+    with pytest.raises(MediaError, match=r"^4096x2 pixels would become 524288x256$") as caught:
+        images(path, 256, 224)
+    assert caught.value.outcome == "too_large"
+
+
+def test_one_scaler_serves_pictures_of_all_sizes(tmp_path: Path) -> None:
+    scale = Scaler(32, 32, "bilinear")
+    for number, (width, height) in enumerate([(64, 48), (17, 33), (64, 48)]):
+        path = write(tmp_path / f"{number}.mkv", "ffv1", width, height)
+        given = [scale(frame) for _, _, frame in decode(path, Limits(), Decoded())]
+        np.testing.assert_array_equal(np.stack(given), images(path))
+
+
+def test_interlaced_pictures_stay_woven(tmp_path: Path) -> None:
+    """Both fields of a picture, line by line, as the encoder got them."""
+    path = tmp_path / "woven.mpg"
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[::2] = 200
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mpeg2video", rate=25, options={"flags": "+ildct+ilme", "qmax": "2"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for _ in range(3):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    given = images(path, 48, 48)
+    assert len(given) == 3 and given[:, ::2].mean() > 180 and given[:, 1::2].mean() < 20
+
+
+def test_a_cover_is_no_video(tmp_path: Path) -> None:
+    song = sound(tmp_path / "song.mp3", cover=jpeg())
+    with av.open(str(song)) as container:
+        assert len(container.streams.video) == 1
+    assert outcome_of(song) == Outcome(outcome="no_video", reason="no picture track")
+    with pytest.raises(MediaError, match=r"^no picture track$"):
+        next(decode(song, Limits(), Decoded()))
+
+
+def test_the_first_track_that_is_no_cover(tmp_path: Path) -> None:
+    for cover in (b"", jpeg()):
+        path = tracks(tmp_path / f"tracks{len(cover)}.mp4", [(64, 48), (32, 32)], cover)
+        with av.open(str(path)) as container:
+            assert len(container.streams.video) == 2 + bool(cover)
+        assert {(f.width, f.height) for _, _, f in decode(path, Limits(), Decoded())} == {(64, 48)}
+
+
+def test_tracks_that_come_up_on_the_way(tmp_path: Path) -> None:
+    """Transport streams can be joined as they are; the middle one of these has a track more."""
+    one, two = write(tmp_path / "one.ts", "mpeg2video", frames=100), tracks(tmp_path / "two.ts", [(64, 48), (32, 32)])
+    path = tmp_path / "both.ts"
+    path.write_bytes(one.read_bytes() * 100 + two.read_bytes() + one.read_bytes() * 100)
+    with av.open(str(path)) as container:
+        assert len(container.streams.video) == 1
+    outcome = outcome_of(path)
+    assert outcome.outcome in ("ok", "partial") and outcome.decoded > 19_990
+
+
+def test_one_frame(tmp_path: Path) -> None:
+    path = write(tmp_path / "one.mp4", frames=1)
+    assert times_ms(path) == [0] and outcome_of(path) == Outcome(outcome="ok", decoded=1, promised=1)
+
+
+def test_limits_are_exact(clip: Path) -> None:
+    for limits, reason in [
+        ({"max_pixels": 64 * 48 - 1}, "64x48 pixels, limit 3071"),
+        ({"max_frames": 5}, "6 frames promised, limit 5"),
+        ({"max_duration_s": 0.199}, "0 s long, limit 0 s"),
+    ]:
+        with pytest.raises(MediaError, match=f"^{reason}$") as caught:
+            probe(clip, Limits.model_validate(limits))
+        assert caught.value.outcome == "too_large"
+    fitting = Limits(max_pixels=64 * 48, max_frames=6, max_duration_s=0.2)
+    assert outcome_of(clip, fitting).outcome == "ok"
+
+
+def test_frames_are_counted_where_the_header_does_not_promise(tmp_path: Path) -> None:
+    path = write(tmp_path / "clip.mkv", frames=12)
+    assert probe(path, Limits()).promised == 0
+    assert outcome_of(path, Limits(max_frames=11)).reason == "more than 11 frames"
+    assert outcome_of(path, Limits(max_frames=12)).outcome == "ok"
+
+
+def test_a_span_of_times_over_the_limit_is_too_large(tmp_path: Path) -> None:
+    path = write(tmp_path / "long.mkv", times_ms=[0, 40, 60_000_000])
+    assert outcome_of(path) == Outcome(outcome="too_large", reason="60000 s long, limit 14400 s")
+
+
+def test_hardware_that_is_not_there_falls_back_to_software(clip: Path) -> None:
+    """Where there is a device, its pictures are the same."""
+    soft = [frame.to_ndarray(format="gray") for _, _, frame in decode(clip, Limits(), Decoded())]
+    found = Decoded()
+    hard = [frame.to_ndarray(format="gray") for _, _, frame in decode(clip, Limits(), found, hardware="cuda")]
+    np.testing.assert_array_equal(hard, soft)
+    assert found.errors == 0

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from extract.config import NetworkConfig, Rgb, Transform
-from extract.runtime import Model, _cached, engine, prepare
+from extract.runtime import Engine, Model, engine, feature_shape, prepare
 from features.errors import UserError
 from features.recipe import file_sha256
 from tests.extract.photos import config, photos, reference, relative
@@ -41,7 +41,20 @@ def noise(count: int, seed: int = 0) -> Pixels:
 
 def rows(which: Model, folder: Path, batches: list[Pixels], threads: int = 1) -> npt.NDArray[np.float32]:
     facts = prepare(which, folder / "cache")
-    return np.concatenate(list(engine(which, facts, folder / "cache", threads=threads)(batches)))
+    return through(engine(which, facts, folder / "cache", threads=threads), batches)
+
+
+def through(run: Engine, batches: list[Pixels]) -> npt.NDArray[np.float32]:
+    """Two batches ahead, as a lane does it."""
+    tickets: list[Any] = []
+    found = []
+    for batch in batches:
+        tickets.append(run.start(batch))
+        if len(tickets) == 3:
+            found.append(run.finish(tickets.pop(0)))
+    found += [run.finish(ticket) for ticket in tickets]
+    run.close()
+    return np.concatenate(found)
 
 
 def batches(pixels: Pixels, size: int = 4) -> list[Pixels]:
@@ -91,30 +104,14 @@ def test_a_short_batch_gives_the_bytes_of_a_padded_one(folder: Path, runtime: st
     assert first.tobytes() == rows(which, folder, [pixels[:4], pixels[4:8], pixels[8:]]).tobytes()
 
 
-def test_batches_are_taken_two_ahead_and_answered_in_order(folder: Path) -> None:
-    which = model(folder)
-    facts = prepare(which, folder / "cache")
-    taken: list[int] = []
-
-    def source() -> Any:
-        for number in range(4):
-            taken.append(number)
-            yield noise(4, seed=number)
-
-    answers = engine(which, facts, folder / "cache", threads=1)(source())
-    first = next(answers)
-    assert taken == [0, 1, 2]
-    np.testing.assert_array_equal(first, rows(which, folder, [noise(4, seed=0)]))
-    assert len(list(answers)) == 3
-    assert list(engine(which, facts, folder / "cache", threads=1)([])) == []
-
-
 def test_facts_are_what_the_weights_lead_to(folder: Path) -> None:
+    from extract.networks import build
+
     facts = prepare(model(folder), folder / "cache")
     assert facts["weights_sha256"] == file_sha256(folder / "w.safetensors")
-    assert facts["feature_dim"] == model(folder).facts()["feature_dim"] > 0
+    assert facts["row_shape"] == [build("test_resnet").feature_dim] == list(feature_shape(model(folder)))
     assert facts["transform"]["crop"] == 64 and facts["transform"]["interpolation"] in ("bilinear", "bicubic")
-    default = model(folder, transform=Transform()).facts()["transform"]
+    default = model(folder, transform=Transform()).build()[1]["transform"]
     assert default["resize"] >= default["crop"] > 0 and len(default["mean"]) == len(default["std"]) == 3
 
 
@@ -144,8 +141,8 @@ def test_every_other_network_has_a_place_of_its_own(folder: Path, tmp_path: Path
     crop = Transform(resize=64, crop=32)
     models = [model(folder), model(tmp_path), model(folder, batch=5), model(folder, transform=crop)]
     models.append(model(folder, runtime="torch"))
-    assert len({_cached(m, folder) for m in models}) == len(models)
-    assert _cached(model(folder, precision="bf16"), folder) == _cached(model(folder), folder)
+    assert len({m.key() for m in models}) == len(models)
+    assert model(folder, precision="bf16").key() == model(folder).key()
 
 
 def test_weights_that_do_not_fit_are_the_users_to_mend(folder: Path, tmp_path: Path) -> None:
@@ -153,7 +150,7 @@ def test_weights_that_do_not_fit_are_the_users_to_mend(folder: Path, tmp_path: P
     with pytest.raises(UserError, match=r"weights do not load: .*w.safetensors"):
         prepare(model(tmp_path), tmp_path / "cache")  # the message crosses a process border
     with pytest.raises(UserError, match=r"weights do not fit: .*they are of name 'test_resnet', .* 'resnet5'"):
-        model(folder, network=NetworkConfig(name="resnet5", weights=folder / "w.safetensors")).facts()
+        model(folder, network=NetworkConfig(name="resnet5", weights=folder / "w.safetensors")).build()
 
 
 def test_a_device_that_is_not_here(folder: Path) -> None:

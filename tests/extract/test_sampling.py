@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from extract.config import Clips, Every, Fps, Segments, Uniform
-from extract.sampling import equal_intervals, rows, span
+from extract.sampling import equal_intervals, rows
 
 counts, small = st.integers(1, 400), st.integers(1, 40)
 
@@ -60,7 +60,7 @@ def test_segments(total: int, n: int, length: int) -> None:
                 start = round(tick / 2 + tick * j)
             if [start + i for i in range(length)] not in found:
                 found.append([start + i for i in range(length)])
-    chosen = rows(Segments(kind="segments", n=n, length=length), times(total))
+    chosen = rows(Segments(n=n, length=length), times(total), length)
     assert chosen.tolist() == found and chosen.shape == (len(found), length)
 
 
@@ -69,7 +69,7 @@ def test_segments_are_the_published_formula(total: int) -> None:
     """mmaction2 and TSN sample int(tick / 2 + tick * x) for x in range(n): n distinct frames where there are enough."""
     tick = total / 25
     published = sorted({int(tick / 2.0 + tick * x) for x in range(25)})
-    assert rows(Segments(kind="segments", n=25), times(total)).ravel().tolist() == published
+    assert rows(Segments(n=25), times(total)).ravel().tolist() == published
 
 
 @given(counts, st.integers(1, 20), st.integers(1, 5), st.none() | small)
@@ -83,7 +83,7 @@ def test_clips(total: int, frames: int, stride: int, hop: int | None) -> None:
             break
         found.append(clip)
         start += hop or frames * stride
-    chosen = rows(Clips(kind="clips", frames=frames, stride=stride, hop=hop), times(total))
+    chosen = rows(Clips(frames=frames, stride=stride, hop=hop), times(total), frames, stride)
     assert chosen.tolist() == found
 
 
@@ -91,23 +91,36 @@ ALL = [
     Uniform(n=5),
     Every(kind="every", k=2),
     Fps(kind="fps", fps=3),
-    Segments(kind="segments", n=4, length=3),
-    Clips(kind="clips", frames=6, stride=2, hop=1),
+    Segments(n=4, length=3),
+    Clips(frames=6, stride=2, hop=1),
 ]
+SNIPPETS = [(1, 1), (3, 1), (6, 2)]
 
 
+@pytest.mark.parametrize(("frames", "stride"), SNIPPETS)
 @pytest.mark.parametrize("sampling", ALL, ids=lambda s: s.kind)
 @given(total=counts)
-def test_what_holds_of_all(sampling: Uniform | Every | Fps | Segments | Clips, total: int) -> None:
-    chosen = rows(sampling, times(total))
-    assert chosen.dtype == np.int64 and chosen.shape[1:] == (span(sampling),)
+def test_what_holds_of_all(
+    sampling: Uniform | Every | Fps | Segments | Clips, frames: int, stride: int, total: int
+) -> None:
+    chosen = rows(sampling, times(total), frames, stride)
+    assert chosen.dtype == np.int64 and chosen.shape[1:] == (frames,)
     assert ((chosen >= 0) & (chosen < total)).all()
     assert (np.diff(chosen[:, 0]) > 0).all()
+    whole = total >= (frames - 1) * stride + 1
+    assert (len(chosen) > 0) == (whole or isinstance(sampling, Clips))
+    if whole:
+        assert (chosen == chosen[:, :1] + np.arange(frames) * stride).all()
 
 
 @pytest.mark.parametrize("sampling", ALL, ids=lambda s: s.kind)
 def test_a_video_without_frames_has_no_rows(sampling: Uniform | Every | Fps | Segments | Clips) -> None:
-    assert rows(sampling, times(0)).shape == (0, span(sampling))
+    assert rows(sampling, times(0), 3).shape == (0, 3)
+
+
+def test_every_frame_but_the_last_starts_a_pair() -> None:
+    assert rows(Every(kind="every"), times(4), 2).tolist() == [[0, 1], [1, 2], [2, 3]]
+    assert rows(Every(kind="every", k=2), times(7), 2, 3).tolist() == [[0, 3], [2, 5]]
 
 
 def test_equal_intervals_never_overflow_or_round() -> None:

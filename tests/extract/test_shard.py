@@ -12,10 +12,13 @@ import pytest
 import torch
 
 from extract.config import NetworkConfig, Pixels, Rgb, Transform, Uniform, recipe
-from extract.decoders import Decoders, Job, samples
+from extract.decoders import Decoders, End
+from extract.fingerprint import Item, fingerprint, list_digest
+from extract.lanes import Batch, Writer
 from extract.networks import build, save_network
 from extract.progress import Progress
-from extract.shard import Item, Task, _Batch, _Writer, extract_shard, fingerprint, list_digest
+from extract.samples import Job, samples
+from extract.shard import Task, extract_shard
 from features.errors import FramepoolError
 from features.journal import INDEX, Journal
 from features.outcome import Outcome
@@ -68,8 +71,8 @@ def plain(job: Task, size: int) -> list[tuple[list[int], Any, Outcome]]:
     """Times, samples (L, H, W, 3) and outcome of each video, decoded here."""
     how = Job(job.config.sampling, size, size, "bicubic" if job.weights else "bilinear", job.config.limits)
     found = []
-    for item in job.items:
-        *rows, outcome = samples(job.root / item.path, how)
+    for video in job.items:
+        *rows, outcome = (item for _, item in samples(job.root / video.path, {0: how}))
         found.append(([r[0] for r in rows], [r[1] for r in rows], outcome))  # type: ignore[index]
     return found  # type: ignore[return-value]
 
@@ -189,11 +192,9 @@ def test_the_writer_refuses_what_is_not_finite(tmp_path: Path, value: float) -> 
     index = np.array([(0, 0), (0, 40_000), (1, 0)], INDEX)
     rows = np.ones((3, 3), np.float32)
     rows[1, 2] = value
-    batch = _Batch(np.zeros((3, 1, 1, 3), np.uint8), index, 3)
-    from extract.decoders import End
-
+    batch = Batch(np.zeros((3, 1, 1, 3), np.uint8), index, 3)
     batch.ends = [End(0, Outcome(outcome="ok", rows=2, decoded=9)), End(1, Outcome(outcome="ok", rows=1))]
-    with _Writer(journal, Progress("x", 2, 0)) as writer:
+    with Writer(journal, Progress("x", 2, 0)) as writer:
         writer.put(batch, rows)
     journal.close()
     reason = "non-finite feature at 0.040 s"

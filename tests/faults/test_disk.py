@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import extract.shard as shard_module
-from extract.shard import Item, extract_shard
+from extract.fingerprint import Item
+from extract.shard import extract_shard
 from features.errors import FramepoolError, UserError
 from features.store import shards
 from tests.faults import world

@@ -66,9 +66,9 @@ def test_decoding_resumes_after_the_last_finished_video(
     original = module.Decoders
 
     class Recording(original):  # type: ignore[misc, valid-type]
-        def __init__(self, job: object, paths: dict[int, Path], workers: int) -> None:
+        def __init__(self, jobs: object, paths: dict[int, Path], workers: int, wanted: object) -> None:
             decoded.append(sorted(paths))
-            super().__init__(job, paths, workers)
+            super().__init__(jobs, paths, workers, wanted)
 
     class Killed(BaseException):
         pass
@@ -79,13 +79,13 @@ def test_decoding_resumes_after_the_last_finished_video(
             raise Killed
         write(self, batch, rows)
 
-    write = module._Writer._write
+    write = module.Writer._write
     monkeypatch.setattr(module, "Decoders", Recording)
-    monkeypatch.setattr(module._Writer, "_write", dying)
+    monkeypatch.setattr(module.Writer, "_write", dying)
     job = world.task(small_world, store=tmp_path / "store")
     with pytest.raises(Killed):
         extract_shard(job, workers=2)
-    monkeypatch.setattr(module._Writer, "_write", write)
+    monkeypatch.setattr(module.Writer, "_write", write)
     extract_shard(job, workers=2)
     assert decoded[0] == list(range(world.VIDEOS))
     assert 0 < len(decoded[1]) < world.VIDEOS and decoded[1] == list(range(decoded[1][0], world.VIDEOS))

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 from extract.config import NetworkConfig, Pixels, Rgb, Transform, Uniform, recipe
-from extract.shard import Item, Task, extract_shard
+from extract.fingerprint import Item
+from extract.shard import Task, extract_shard
 from features.manifest import Manifest
 from features.recipe import file_sha256
 from features.store import shards, verify_shard

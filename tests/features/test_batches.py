@@ -130,6 +130,19 @@ def test_open_joins_by_id_across_shards_and_modalities(tmp_path: Path) -> None:
     assert features.rows["rgb"].data.dtype == torch.float16
 
 
+def test_open_keeps_the_type_and_the_times_of_rows(tmp_path: Path) -> None:
+    """Of the videos that are wanted, in the order of the store."""
+    a, b, c, d = arrays([3, 2, 1, 2], 96, 64, dtype="float32")
+    folder = store(tmp_path / "logmel", {0: {"a": a + 1e-4, "b": b}, 1: {"c": c, "d": d}})
+    features = Features.open({"logmel": folder}, ["d", "b"])
+    data, starts, lengths, time_us = features.rows["logmel"]
+    assert data.dtype == torch.float32 and data.shape == (5, 96, 64) and time_us.dtype == torch.int64
+    times = [time_us[s : s + n].tolist() for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
+    assert times == [[1, 2], [3, 4]]  # each shard's rows are a microsecond apart
+    found, _ = Features.open({"logmel": folder}, ["a"]).batch(torch.tensor([0]), all_rows)
+    np.testing.assert_array_equal(found["logmel"][0].numpy(), a + np.float32(1e-4))  # which float16 would lose
+
+
 def test_open_refuses_missing_and_doubled_videos_and_empty_stores(tmp_path: Path) -> None:
     rgb = store(tmp_path / "rgb", {0: {"a": arrays([2], 3)[0]}})
     with pytest.raises(

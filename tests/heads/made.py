@@ -12,6 +12,7 @@ from features.batches import Features
 SMALL_CNN = {"name": "resnet10t", "options": {"stem_width": 8, "channels": [8, 16, 24, 32], "zero_init_last": False}}
 VECTORS = {"rgb": (12,), "flow": (7,)}
 MAPS = {"pixels": (40, 48, 3)}
+PATCH = (96, 64)
 CLASSES = ("jump", "kick", "=run", "walk")
 
 # Each registered head, as the contract tests build it: shapes and options.
@@ -23,14 +24,17 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
     "attention_cluster-unshifted": ("attention_cluster", VECTORS, {"clusters": 4, "shift": False}),
     "ridge": ("ridge", VECTORS, {}),
     "tsn": ("tsn", MAPS, {"network": SMALL_CNN, "crop_px": 32}),
+    "tsn-flow": ("tsn", {"tvl1": (40, 48, 4)}, {"network": {**SMALL_CNN, "reads": "flow"}, "crop_px": 32}),
+    "tsn-rgbdiff": ("tsn", {"rgb": (3, 40, 48, 3)}, {"network": {**SMALL_CNN, "reads": "rgbdiff"}, "crop_px": 32}),
+    "tsn-logmel": ("tsn", {"logmel": PATCH}, {"network": {**SMALL_CNN, "reads": "logmel"}, "augment": "none"}),
     "tsn-bf16": ("tsn", MAPS, {"network": SMALL_CNN, "crop_px": 32, "precision": "bf16"}),
 }
 
 
 def rows(shape: tuple[int, ...], *leading: int, seed: int = 0) -> torch.Tensor:
-    """(*leading, *shape): uint8 maps or float32 vectors."""
+    """(*leading, *shape): uint8 maps, or float32 vectors and log-mel patches."""
     generator = torch.Generator().manual_seed(seed)
-    if len(shape) > 1:
+    if len(shape) > 1 and shape != PATCH:
         return torch.randint(0, 256, (*leading, *shape), dtype=torch.uint8, generator=generator)
     return torch.randn(*leading, *shape, generator=generator)
 

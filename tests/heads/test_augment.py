@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import interpolate
 
-from heads.augment import PLACES, SIZES, centre_box, random_boxes, resample
+from heads.augment import MOTION_SCALES, PLACES, SCALES, centre_box, random_boxes, resample, sizes
 
 
 def test_thirteen_places_and_ten_sizes() -> None:
     assert len(set(PLACES)) == 13
-    assert len(SIZES) == 10  # 4 squares, 3 neighbours both ways round
-    assert (1.0, 0.75) not in SIZES
+    pairs = sizes(SCALES).tolist()
+    assert len(pairs) == 10  # 4 squares, 3 neighbours both ways round
+    assert [1.0, 0.75] not in pairs and [1.0, 0.875] in pairs
 
 
 def test_boxes_lie_inside_and_are_mirrored_half_the_time() -> None:
@@ -21,6 +22,8 @@ def test_boxes_lie_inside_and_are_mirrored_half_the_time() -> None:
     assert set((boxes[:, 2] - boxes[:, 0]).tolist()) == {48.0, 42.0, 36.0, 31.0}  # floor(48 * scale)
     assert abs(float((boxes[:, 1] > boxes[:, 3]).float().mean()) - 0.5) < 0.05
     assert (random_boxes(50, 48, 64, mirror=False, generator=None)[:, 1] <= 16 + 17).all()
+    motion = random_boxes(200, 48, 64, mirror=False, generator=torch.Generator().manual_seed(0), scales=MOTION_SCALES)
+    assert set((motion[:, 2] - motion[:, 0]).tolist()) == {48.0, 42.0, 36.0}
 
 
 def test_resampling_is_crop_and_bilinear_resize() -> None:

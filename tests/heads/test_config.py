@@ -12,6 +12,8 @@ from features.errors import UserError
 from features.recipe import Config
 from heads.config import NUMERICS, HeadConfig
 
+NET = {"name": "resnet18"}
+
 
 class One(Config):
     head: HeadConfig
@@ -39,7 +41,8 @@ def test_a_recipe_parses_to_the_same_config() -> None:
             clusters={"a": 3, "b": 2},
             sample={"a": {"train": 3}, "b": {}},
         ),
-        parse(kind="ridge", features=["rgb"], alpha=3),
+        parse(kind="ridge", features=["rgb"], alpha=3, missing="none"),
+        parse(kind="average", features=["a", "b"], align="b", sample={"train": 3}),
         parse(kind="tsn", features=["pixels"], network={"name": "resnet18"}, train={"schedule": {"kind": "cosine"}}),
     ):
         assert parse(**config.recipe()) == config
@@ -65,6 +68,20 @@ def test_a_recipe_parses_to_the_same_config() -> None:
         (
             {"kind": "average", "features": ["rgb"], "sample": {"flow": {"train": 2}}},
             "a value for each of rgb, not for flow",
+        ),
+        ({"kind": "average", "features": ["rgb"], "align": "flow"}, "expected one of rgb in align, not flow"),
+        (
+            {"kind": "average", "features": ["a", "b"], "align": "a", "sample": {"a": {}, "b": {}}},
+            "expected one sample for all with align: it is the rows of a",
+        ),
+        ({"kind": "tsn", "features": ["a"], "network": NET, "missing": "mean"}, "missing: none, as the mean of maps"),
+        (
+            {"kind": "tsn", "features": ["a"], "network": {**NET, "reads": "logmel"}},
+            "augment: none and no crop_px with network.reads: logmel",
+        ),
+        (
+            {"kind": "tsn", "features": ["a"], "network": {"name": "yamnet", "library": "framepool"}},
+            r"\$.head.network: expected reads: logmel with library: framepool, whose networks hear, not rgb",
         ),
         ({"kind": "ridge", "features": ["rgb"], "train": {}}, r"unknown key: config/demo.yaml: \$.head.train"),
         ({"kind": "tsn", "features": ["pixels"]}, r"\$.head.network: expected a value, got nothing"),

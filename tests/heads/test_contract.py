@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 import heads
 from extract.networks.weights import fill, load_state, save_state
+from features.batches import Features, all_rows
 from features.errors import UserError
 from heads.base import Head
 from tests.heads.made import CASES, VECTORS, rows
@@ -18,10 +22,10 @@ ALL = pytest.mark.parametrize("case", CASES)
 CLASSES = 5
 
 
-def make(case: str, seed: int = 0) -> Head:
+def make(case: str, seed: int = 0, **more: Any) -> Head:
     name, shapes, options = CASES[case]
     torch.manual_seed(seed)
-    head = heads.build(name, shapes, CLASSES, **options)
+    head = heads.build(name, shapes, CLASSES, **options, **more)
     if head.fitted:
         features, masks = inputs(case, videos=30, length=4)
         head.fit([(features, masks, torch.nn.functional.one_hot(torch.arange(30) % CLASSES, CLASSES).float())])
@@ -64,7 +68,9 @@ def test_padded_rows_never_matter(case: str) -> None:
     }
     close(head(features, masks), head(noisy, masks), case)
     if all(x.is_floating_point() for x in features.values()):
-        broken = {m: x.masked_fill(~masks[m][..., None], float("nan")) for m, x in features.items()}
+        broken = {m: x.clone() for m, x in features.items()}
+        for m, x in broken.items():
+            x[~masks[m]] = float("nan")
         close(head(features, masks), head(broken, masks), case)
 
 
@@ -171,3 +177,95 @@ def test_vector_heads_refuse_maps_and_tsn_refuses_vectors() -> None:
         heads.build("average", {"pixels": (8, 8, 3)}, 3)
     with pytest.raises(UserError, match="tsn reads one store of maps"):
         heads.build("tsn", {"rgb": (8,)}, 3, network={"name": "resnet10t"})
+
+
+VECTOR_HEADS = pytest.mark.parametrize("case", [c for c, (_, shapes, _) in CASES.items() if shapes == VECTORS])
+
+
+def lacking(case: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Videos of which the first has no flow, and the second nothing at all."""
+    features, masks = inputs(case)
+    masks["flow"][:2], masks["rgb"][1] = False, False
+    return features, masks
+
+
+@VECTOR_HEADS
+def test_the_mean_stands_in_for_a_modality_that_is_missing(case: str) -> None:
+    head = make(case)
+    means = {m: torch.randn(shape, generator=torch.Generator().manual_seed(3)) for m, shape in VECTORS.items()}
+    head.keep_means(means)
+    features, masks = lacking(case)
+    given = {m: x.clone() for m, x in features.items()}
+    for modality, video in (("flow", 0), ("flow", 1), ("rgb", 1)):
+        given[modality][video, 0] = means[modality]
+    full = {m: x.clone() for m, x in masks.items()}
+    full["flow"][:2, 0], full["rgb"][1, 0] = True, True
+    close(head(features, masks), head(given, full))
+    assert not masks["flow"][:2].any(), "the caller's mask still says what is missing"
+
+
+@VECTOR_HEADS
+def test_a_head_may_choose_to_go_without(case: str) -> None:
+    """Then what is missing counts as zeros, as a mean of zeros does."""
+    head, zeros = make(case, missing="none"), make(case)
+    assert head.state_dict().keys() == {k for k in zeros.state_dict() if not k.startswith("mean_")}
+    zeros.load_state_dict(head.state_dict(), strict=False)
+    features, masks = lacking(case)
+    noisy = {m: x.masked_fill(~masks[m][..., None], 7.0) for m, x in features.items()}
+    close(head(features, masks), head(noisy, masks))
+    assert head(features, masks).isfinite().all()
+    if "attention" not in case or "unshifted" in case:  # shifting moves even a row of zeros
+        close(head(features, masks), zeros(features, masks))
+
+
+@VECTOR_HEADS
+def test_the_mean_is_kept_with_the_weights(case: str, tmp_path: Path) -> None:
+    first, second = make(case), make(case, seed=1)
+    first.keep_means({m: torch.ones(shape) for m, shape in VECTORS.items()})
+    (tmp_path / "w.safetensors").write_bytes(save_state(first.state_dict(), {}))
+    fill(second, load_state(tmp_path / "w.safetensors")[0], "w")
+    close(first(*lacking(case)), second(*lacking(case)))
+
+
+@VECTOR_HEADS
+def test_what_stands_in_depends_on_nothing_else(case: str) -> None:
+    """Neither on what stands in the padding, nor on the company; and a copied head has means of its own."""
+    head = make(case)
+    head.keep_means({m: torch.full(shape, 0.5) for m, shape in VECTORS.items()})
+    features, masks = lacking(case)
+    together = head(features, masks)
+    broken = {m: x.clone() for m, x in features.items()}
+    for m, x in broken.items():
+        x[~masks[m]] = float("nan")
+    close(together, head(broken, masks))
+    for video in range(4):
+        one = {m: x[[video]] for m, x in features.items()}, {m: x[[video]] for m, x in masks.items()}
+        close(head(*one)[0], together[video])
+    other = copy.deepcopy(head)
+    other.keep_means({m: torch.full(shape, -1.0) for m, shape in VECTORS.items()})
+    close(head(features, masks), together)
+    assert (other(features, masks)[:2] - together[:2]).abs().max() > 1e-3
+    close(other(features, masks)[2:], together[2:])
+
+
+@VECTOR_HEADS
+def test_aligned_modalities(case: str) -> None:
+    """Sound at the times of pictures, against a loop; where there is no sound its mean is beside each picture."""
+    generator = np.random.default_rng(0)
+    times = {"rgb": [np.arange(n) * 40_000 for n in (6, 3, 0)], "flow": [np.arange(n) * 90_000 for n in (4, 0, 2)]}
+    arrays = {
+        m: [generator.standard_normal((len(t), *VECTORS[m]), dtype=np.float32) for t in times[m]] for m in VECTORS
+    }
+    head, means = make(case, align="rgb"), {m: torch.full(shape, 0.5) for m, shape in VECTORS.items()}
+    head.keep_means(means)
+    batch = Features.of(["a", "b", "c"], arrays, times).batch(torch.arange(3), all_rows, align="rgb")
+    features, masks = head.completed(*batch)
+    assert masks["rgb"].sum(dim=1).tolist() == masks["flow"].sum(dim=1).tolist() == [6, 3, 1]
+    for row, time in enumerate(times["rgb"][0]):
+        nearest = arrays["flow"][0][np.abs(times["flow"][0] - time).argmin()]
+        np.testing.assert_array_equal(features["flow"][0, row], nearest)
+    assert (features["flow"][1, :3] == means["flow"]).all()
+    assert (features["rgb"][2, 0] == means["rgb"]).all() and (features["flow"][2, 0] == means["flow"]).all()
+    plain = make(case, missing="none")
+    plain.load_state_dict({k: v for k, v in head.state_dict().items() if not k.startswith("mean_")})
+    close(head(*batch), plain(features, masks))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from heads.config import Constant, Cosine, Plateau, Step, TrainConfig
-from heads.optimise import epochs_without_gain, learning_rate, make_optimizer
+from heads.optimise import epochs_without_gain, learning_rate, make_optimizer, set_rate
 
 
 def rates(config: TrainConfig, losses: list[float] | None = None) -> list[float]:
@@ -55,9 +55,19 @@ def test_epochs_without_gain() -> None:
 )
 def test_optimizers_get_their_options(config: TrainConfig, kind: type, expected: dict[str, float]) -> None:
     frozen = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
-    optimizer = make_optimizer(config, [torch.nn.Parameter(torch.zeros(2)), frozen])
+    optimizer = make_optimizer(config, [("a", torch.nn.Parameter(torch.zeros(2))), ("b", frozen)], {})
     assert type(optimizer) is kind
-    group = optimizer.param_groups[0]
+    (group,) = optimizer.param_groups
     assert len(group["params"]) == 1
     assert {k: group[k] for k in expected} == expected
     assert group["lr"] == config.lr
+
+
+def test_a_parameter_may_learn_at_a_multiple_of_the_rate() -> None:
+    named = [(name, torch.nn.Parameter(torch.zeros(2))) for name in ("first", "second", "third")]
+    optimizer = make_optimizer(TrainConfig(optimizer="sgd"), named, {"second": 5.0})
+    set_rate(optimizer, 0.1)
+    for _, parameter in named:
+        parameter.grad = torch.ones(2)
+    optimizer.step()
+    torch.testing.assert_close(torch.stack([p.detach()[0] for _, p in named]), torch.tensor([-0.1, -0.5, -0.1]))

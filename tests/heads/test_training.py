@@ -162,6 +162,7 @@ def test_killed_mid_checkpoint_the_previous_one_loads(tmp_path: Path, monkeypatc
     assert fatal > 6 + 6  # six checkpoints, and what a finished run leaves
 
 
+@pytest.mark.slow
 def test_sigkill_and_again(tmp_path: Path) -> None:
     code = f"""
 import os, signal, torch
@@ -281,6 +282,60 @@ def test_videos_without_rows_are_tested_but_not_trained_on(tmp_path: Path) -> No
     lengths[[3, 50]] = 0
     found = go(tmp_path, data=(Features(features.ids, {"rgb": rows._replace(lengths=lengths)}, {}), labels))
     assert (found["n_train"], found["n_test"]) == (39, 20)
+
+
+def two_modalities() -> tuple[dict[str, list[np.ndarray[Any, Any]]], np.ndarray[Any, Any]]:
+    """Pictures and sound of 60 videos, either of which tells the class."""
+    arrays = {}
+    for modality, dim, seed in (("rgb", 16, 0), ("sound", 8, 1)):
+        features, labels = problem(dim=dim, modality=modality, seed=seed)
+        data, starts, lengths, _ = features.rows[modality]
+        pairs = zip(starts.tolist(), lengths.tolist(), strict=True)
+        arrays[modality] = [data[s : s + n].float().numpy() for s, n in pairs]
+    return arrays, labels
+
+
+@pytest.mark.parametrize("config", [AverageConfig, RidgeConfig])
+def test_silent_videos_are_trained_on_with_the_mean_of_the_training_set(config: Any, tmp_path: Path) -> None:
+    """As if the mean of the rows of the other training videos were their only row; the run keeps it."""
+    arrays, labels = two_modalities()
+    ids, silent = [str(k) for k in range(60)], (3, 7, 45)
+    lacking = [x[:0] if k in silent else x for k, x in enumerate(arrays["sound"])]
+    mean = np.concatenate(lacking[:40]).mean(axis=0, dtype=np.float64).astype(np.float32)  # 40 to 59 are tested
+    filled = [mean[None] if k in silent else x for k, x in enumerate(arrays["sound"])]
+    given = Features.of(ids, {**arrays, "sound": lacking})
+    found = go(tmp_path / "silent", config(features=("rgb", "sound")), data=(given, labels))
+    assert found["n_train"] == 40
+    head, _ = load_head(tmp_path / "silent")
+    torch.testing.assert_close(head.get_buffer("mean_sound"), torch.from_numpy(mean))
+    again = evaluate_run(tmp_path / "silent", features=given, labels=labels, test=range(40, 60), classes=CLASSES)
+    assert again == found
+    spoken = Features.of(ids, {**arrays, "sound": filled})
+    go(tmp_path / "spoken", config(features=("rgb", "sound")), data=(spoken, labels))
+    with np.load(tmp_path / "silent" / "predictions.npz") as a, np.load(tmp_path / "spoken" / "predictions.npz") as b:
+        np.testing.assert_allclose(a["logits"], b["logits"], rtol=1e-4, atol=1e-5)
+
+
+def test_aligned_modalities_are_those_that_were_aligned_by_hand(tmp_path: Path) -> None:
+    """To the byte, in training and testing; and nothing is learnt from videos that the reference has no rows of."""
+    arrays, labels = two_modalities()
+    ids = [str(k) for k in range(60)]
+    arrays["rgb"][5] = arrays["rgb"][5][:0]
+    times = {"rgb": [np.arange(len(x)) * 400_000 for x in arrays["rgb"]]}
+    times["sound"] = [np.arange(len(x)) * 960_000 + 480_000 for x in arrays["sound"]]
+    by_hand = [
+        sound[[int(np.abs(heard - time).argmin()) for time in seen]]
+        for sound, seen, heard in zip(arrays["sound"], times["rgb"], times["sound"], strict=True)
+    ]
+    config = AttentionClusterConfig(
+        features=("rgb", "sound"), clusters=4, sample=Sample(), missing="none", train={"epochs": 2, "batch": 16}
+    )
+    lines: list[str] = []
+    aligned = config.model_copy(update={"align": "rgb"})
+    found = go(tmp_path / "a", aligned, data=(Features.of(ids, arrays, times), labels), log=lines.append)
+    assert lines[0] == "1 training videos without any row of rgb are left out" and found["n_train"] == 39
+    go(tmp_path / "b", config, data=(Features.of(ids, {**arrays, "sound": by_hand}), labels))
+    assert bytes_of(tmp_path / "a") == bytes_of(tmp_path / "b")
 
 
 def test_no_test_videos_gives_no_numbers(tmp_path: Path) -> None:

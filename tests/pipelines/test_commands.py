@@ -253,7 +253,7 @@ def test_too_many_bad_videos_exit_with_3(here: Path, call: Call) -> None:
     world.write_config(here, {**world.CONFIG, "max_bad_share": 0.6})
     assert call("gather tiny --extractor rgb").code == 0
     summary = json.loads((world.store(here) / "store.json").read_text())
-    assert summary["outcomes"] == {"ok": 4, "undecodable": 5} and len(summary["not_ok"]) == 5
+    assert summary["outcomes"] == {"ok": 4, "undecodable": 5} and len(summary["report"]["troubles"]) == 5
 
 
 def test_models_as_json(here: Path, call: Call) -> None:

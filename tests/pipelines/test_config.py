@@ -60,7 +60,7 @@ def message(folder: Path, monkeypatch: pytest.MonkeyPatch, value: dict[str, Any]
         (f"{RGB}.sampling", {"kind": "fsp"}, ".sampling.kind: expected one of 'uniform', 'every', 'fps', .*got 'fsp'"),
         (f"{RGB}.sampling", {"n": 5}, ".sampling.kind: expected a value, got nothing"),
         (f"{RGB}.limits", {"max_pixels": "4GB"}, ".limits.max_pixels: expected .*, got '4GB'"),
-        (f"{RGB}.precision", "fp61", ".precision: expected one of 'fp32' or 'bf16', got 'fp61'"),
+        (f"{RGB}.precision", "fp61", ".precision: expected one of 'fp32', 'bf16' or 'int8', got 'fp61'"),
         (f"{RGB}.transform", {"resize": 64, "crop": 99}, ".transform.*: expected crop <= resize, .* 64.*"),
         (f"{RGB}.network.weights", DELETED, ".network.weights: expected a value, got nothing"),
     ],
@@ -98,7 +98,12 @@ def test_bad_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str,
         (f"{RGB}.smapling", {}, "$.extractors.rgb.smapling", "did you mean 'sampling'?"),
         (f"{RGB}.network.wieghts", 1, "$.extractors.rgb.network.wieghts", "did you mean 'weights'?"),
         (f"{MEAN}.train", {"epoch": 3}, "$.heads.average.train.epoch", "did you mean 'epochs'?"),
-        (f"{MEAN}.clusters", 3, "$.heads.average.clusters", "known: kind, features, sample, dropout, train"),
+        (
+            f"{MEAN}.clusters",
+            3,
+            "$.heads.average.clusters",
+            "known: kind, features, sample, align, missing, dropout, train",
+        ),
         ("videos.list", "x", "$.videos.list", "did you mean 'lists'?"),
     ],
 )
@@ -156,7 +161,7 @@ def test_every_config_that_is_shipped_loads(monkeypatch: pytest.MonkeyPatch) -> 
     shipped = {path.stem for path in (REPO / "config").glob("*.yaml")}
     assert {"demo", "ucf6", "kinetics", "ucf101", "hmdb51", "charades"} <= shipped == set(datasets())
     loaded = {name: load(name) for name in shipped}
-    assert trainer(loaded["demo"].extractors["rgb"]) == "tsn"
+    assert trainer(loaded["demo"].extractors["rgb"]) == "tsn_rgb"
     assert trainer(loaded["ucf6"].extractors["rgb"]) is None
 
 
@@ -164,3 +169,75 @@ def test_a_config_holds_science_only() -> None:
     for path in (REPO / "config").glob("*.yaml"):
         keys = set(yaml.safe_load(path.read_text()))
         assert not keys & {"threads", "cores", "memory", "executor", "workers"}
+
+
+ALL = """
+title: All
+videos: {format: folder, root: clips}
+extractors:
+  pixels: {kind: pixels}
+  tvl1: {kind: tvl1}
+  logmel: {kind: logmel}
+  rgb: {kind: rgb, network: &net {name: resnet18, weights: DEFAULT}}
+  flow: {kind: flow, source: tvl1, network: *net}
+  audio: {kind: audio, source: logmel, network: *net}
+  trunk: {kind: trunk, network: {name: r3d_18, library: torchvision, weights: DEFAULT}}
+heads:
+  average: {kind: average, features: [rgb]}
+  tsn: {kind: tsn, features: [tvl1], network: {name: resnet18, reads: flow}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "source: tvl1",
+            "source: logmel",
+            "the name of a tvl1 extractor in extractors.flow.source, not 'logmel', which",
+        ),
+        ("source: tvl1", "source: tlv1", "the name of a tvl1 extractor in extractors.flow.source, not 'tlv1'"),
+        ("source: logmel, ", "", "$.extractors.audio.source: expected a value"),
+        (
+            "{kind: tvl1}",
+            "{kind: tvl1, store: false}",
+            "a stored extractor in heads.tsn.features; tvl1 has store: false",
+        ),
+        ("{kind: tvl1}", "{kind: tvl1, store: false, temporary: true}", "temporary: true or store: false, not both"),
+        ("{kind: tvl1}", "{kind: tvl1, sampling: {kind: clips}}", "sampling of single frames"),
+        ("{kind: tvl1}", "{kind: tvl1, backend: dis, device: cuda}", "backend framepool on device cuda"),
+        ("{kind: logmel}", "{kind: logmel, hop_s: 0.005}", "a multiple of 0.01"),
+        ("reads: flow", "reads: rgb", "network.reads: flow in heads.tsn, as tvl1 is tvl1"),
+        (
+            "rgb: {kind: rgb, ",
+            "rgb: {kind: rgb, source: pixels, sampling: {kind: uniform}, ",
+            "no sampling beside a source",
+        ),
+        ("rgb: {kind: rgb, ", "rgb: {kind: rgb, sampling: {kind: segments, length: 2}, ", "sampling of single frames"),
+        (
+            "rgb: {kind: rgb, ",
+            "rgb: {kind: rgb, precision: int8, runtime: torch, ",
+            "runtime openvino with precision int8",
+        ),
+        (
+            "{name: resnet18, weights: DEFAULT}",
+            "{name: resnet18, weights: DEFAULT, pool: false}",
+            "the name of a layer",
+        ),
+        ("trunk: {kind: trunk, ", "trunk: {kind: trunk, sampling: {kind: uniform}, ", "sampling of clips"),
+        ("source: tvl1", "source: flow", "the name of a tvl1 extractor"),
+    ],
+)
+def test_extractors_that_do_not_fit_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    path = tmp_path / "config" / "all.yaml"
+    path.write_text(ALL)
+    load("all")
+    assert old in ALL
+    path.write_text(ALL.replace(old, new))
+    with pytest.raises(UserError) as error:
+        load("all")
+    assert message in str(error.value)

@@ -35,7 +35,9 @@ OTHERS: dict[str, Any] = {  # for each field of an extractor another value
     "runtime": ["torch"],
     "precision": ["bf16"],
     "batch": [9],
+    "decoder": ["cuda"],
 }
+UNSEEN = {"store": False, "temporary": True}
 
 
 @pytest.fixture
@@ -62,13 +64,20 @@ def names(videos: int) -> list[str]:
 
 def test_every_field_of_a_recipe_changes_its_digest() -> None:
     base = Rgb(kind="rgb", network=NETWORK)
-    assert OTHERS.keys() | {"kind", "limits"} == Rgb.model_fields.keys(), "a new field needs a value here"
+    elsewhere = {"kind", "limits", "source", "calibration"}
+    assert OTHERS.keys() | UNSEEN.keys() | elsewhere == Rgb.model_fields.keys(), "a new field needs a value here"
     found = {digest(recipe(base, "sha"))}
     count = 1
     for name, values in OTHERS.items():
         for value in values:
             found.add(digest(recipe(base.model_copy(update={name: value}), "sha")))
             count += 1
+    for name, value in UNSEEN.items():
+        assert digest(recipe(base.model_copy(update={name: value}), "sha")) in found, "where rows are is no number"
+    int8 = [base.model_copy(update={"precision": "int8", "calibration": n}) for n in (64, 65)]
+    found |= {digest(recipe(config, "sha")) for config in int8}
+    found |= {digest(recipe(base, "sha", source)) for source in ("one", "other")}
+    count += 4
     for name, field in Limits.model_fields.items():
         limits = Limits(**{name: 0.5 if name == "min_decoded_ratio" else field.default + 1})
         changed = digest(recipe(base.model_copy(update={"limits": limits}), "sha"))

@@ -1,0 +1,186 @@
+"""Sound as the audio networks take it: the first track that decodes, mono, 16 kHz, float32 in [-1, 1], block by block.
+
+Blocks follow one another without a hole: silence stands for what a container leaves out, so that a sample's place says
+its time. Times are microseconds on the clock of the pictures (`extract.media`).
+
+    heard = Heard()
+    for block in decode_audio(path, Limits(), heard): ...          # (n,) float32
+    heard.start_us + 1e6 * sample / RATE_HZ                         # when a sample sounds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import av
+import av.error
+import numpy as np
+import numpy.typing as npt
+from av.audio.frame import AudioFrame
+from av.audio.stream import AudioStream
+
+from extract.config import Limits
+from extract.media import MOST_LOST, MediaError, opened
+
+RATE_HZ: Final = 16_000
+JITTER_S: Final = 0.05  # between what a packet's time says and where its sound comes to stand: not worth a hole
+BLOCKS_HZ: Final = 2  # blocks a second, about
+Sound = npt.NDArray[np.float32]
+
+
+@dataclass
+class Heard:
+    """What a decode found; filled while it runs. `promised_s` is what the header says, 0 where it does not."""
+
+    start_us: int = 0
+    samples: int = 0  # at RATE_HZ
+    promised_s: float = 0.0
+    errors: int = 0
+    first_error: str = ""
+
+
+def duration_s(path: Path, limits: Limits) -> float:
+    """What the header says of the sound's length. Raises `MediaError`."""
+    with opened(path, limits.max_pixels) as container:
+        return _promised_s(container, _tracks(container)[0])
+
+
+def decode_audio(path: Path, limits: Limits, heard: Heard) -> Iterator[Sound]:
+    """Blocks (n,) of the sound. Damaged packets are passed over and counted.
+
+    Raises `MediaError`: ``no_audio`` where no track gives a sample, ``too_large`` over the limit of duration, and what
+    opening a file can say.
+    """
+    tracks = 1
+    for number in range(16):
+        if number >= tracks:
+            break
+        with opened(path, limits.max_pixels) as container:
+            found = _tracks(container)
+            tracks = len(found)
+            heard.promised_s = _promised_s(container, found[number])
+            if heard.promised_s > limits.max_duration_s:
+                raise _too_long(heard.promised_s, limits)
+            yield from _resampled(_native(container, found[number], limits, heard), heard)
+        if heard.samples:
+            return
+    raise MediaError("no_audio", f"no sound decodes{'; ' if heard.first_error else ''}{heard.first_error}")
+
+
+def _tracks(container: av.container.InputContainer) -> list[AudioStream]:
+    if not container.streams.audio:
+        raise MediaError("no_audio", "no sound track")
+    return list(container.streams.audio)
+
+
+def _promised_s(container: av.container.InputContainer, stream: AudioStream) -> float:
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) * 1e-6
+
+
+def _too_long(seconds: float, limits: Limits) -> MediaError:
+    return MediaError("too_large", f"{seconds:.0f} s of sound, limit {limits.max_duration_s:.0f} s")
+
+
+def _native(
+    container: av.container.InputContainer, stream: AudioStream, limits: Limits, heard: Heard
+) -> Iterator[tuple[int, Sound]]:
+    """(rate, mono samples) of each frame, with silence where a container leaves sound out."""
+    clock_s: float | None = None  # where the next sample comes to stand
+    total_s = 0.0
+    for frame in _frames(container, stream, heard):
+        mono, rate = _mono(frame), frame.sample_rate
+        if not len(mono) or rate < 1:
+            continue
+        at_s = float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else clock_s or 0.0
+        if clock_s is None:
+            clock_s, heard.start_us = at_s, round(at_s * 1e6)
+        hole_s = at_s - clock_s
+        if hole_s > JITTER_S:
+            if total_s + hole_s > limits.max_duration_s:
+                raise _too_long(total_s + hole_s, limits)
+            silence = round(hole_s * rate)
+            for at in range(0, silence, rate):
+                yield rate, np.zeros(min(rate, silence - at), np.float32)
+            clock_s += silence / rate
+            total_s += silence / rate
+        elif hole_s < -JITTER_S:  # sound that was there already
+            mono = mono[round(-hole_s * rate) :]
+        clock_s += len(mono) / rate
+        total_s += len(mono) / rate
+        if total_s > limits.max_duration_s:
+            raise _too_long(total_s, limits)
+        if len(mono):
+            yield rate, mono
+
+
+def _frames(container: av.container.InputContainer, stream: AudioStream, heard: Heard) -> Iterator[AudioFrame]:
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+            if packet is None:
+                return
+            yield from stream.decode(packet)
+        except (av.error.EOFError, IndexError):
+            return
+        except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
+            heard.errors += 1
+            heard.first_error = heard.first_error or f"sample {heard.samples}: {error.strerror}"
+            if heard.errors > MOST_LOST:
+                return
+
+
+def _mono(frame: AudioFrame) -> Sound:
+    """Mean over channels, whole numbers scaled to [-1, 1]."""
+    values: Any = frame.to_ndarray()
+    count = len(frame.layout.channels)
+    if not frame.format.is_planar:
+        values = values.reshape(-1, count).T
+    if values.dtype.kind in "iu":
+        bits = 8 * values.dtype.itemsize
+        middle = 128.0 if values.dtype.kind == "u" else 0.0
+        values = (values.astype(np.float64) - middle) / float(1 << (bits - 1))
+    mono: npt.NDArray[np.float64] = values.mean(axis=0, dtype=np.float64)
+    finite = np.nan_to_num(mono, nan=0.0, posinf=1.0, neginf=-1.0)  # a float codec can be made to say anything
+    return np.clip(finite, -8, 8).astype(np.float32)
+
+
+def _resampled(native: Iterator[tuple[int, Sound]], heard: Heard) -> Iterator[Sound]:
+    """To RATE_HZ, by FFmpeg's resampler, which needs no more than a few milliseconds at a time; a track may change its
+    rate on the way."""
+    resampler: Any = None
+    now = 0
+    waiting: list[Sound] = []
+
+    def out(frame: AudioFrame | None) -> Iterator[Sound]:
+        for resampled in resampler.resample(frame) if resampler is not None else ():
+            block: Sound = resampled.to_ndarray()[0]
+            heard.samples += len(block)
+            if len(block):
+                yield block
+
+    def told() -> AudioFrame:
+        frame = AudioFrame.from_ndarray(np.concatenate(waiting)[None], format="fltp", layout="mono")
+        frame.sample_rate = now
+        waiting.clear()
+        return frame
+
+    for rate, mono in native:
+        if rate != now:
+            if waiting:
+                yield from out(told())
+            yield from out(None)
+            resampler, now = av.AudioResampler(format="fltp", layout="mono", rate=RATE_HZ), rate
+        waiting.append(mono)
+        if sum(map(len, waiting)) >= now // BLOCKS_HZ:
+            yield from out(told())
+    if waiting:
+        yield from out(told())
+    yield from out(None)

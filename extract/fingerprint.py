@@ -1,0 +1,43 @@
+"""What tells one slice of a video list, and one file, from another.
+
+list_digest([Item("Archery/v_Archery_g01_c01", "Archery/v_Archery_g01_c01.avi")], root)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from features.recipe import digest
+
+
+@dataclass(frozen=True)
+class Item:
+    """One video of the shard: its id, and its file under the root ("" where there is none)."""
+
+    id: str
+    path: str
+
+
+def list_digest(items: Sequence[Item], root: Path) -> str:
+    """Digest of a slice of the list: ids, paths and what the files are (size, and sha256 of both ends)."""
+    return digest([[i.id, i.path, fingerprint(root / i.path) if i.path else ""] for i in items])
+
+
+def fingerprint(path: Path) -> str:
+    """Tells a replaced file from the old one, wherever it is copied: size, and sha256 of its first and last 64 KiB."""
+    end = 1 << 16
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for its writer
+            return "not a regular file"
+        with path.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            head = stream.read(end)
+            stream.seek(max(len(head), size - end))
+            return f"{size}-{hashlib.sha256(head + stream.read(end)).hexdigest()[:16]}"
+    except OSError as error:
+        return f"unreadable: {error.strerror}"

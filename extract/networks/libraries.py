@@ -1,0 +1,180 @@
+"""The libraries that networks come from, each in two steps: make the whole network, then take its classifier off.
+
+    whole, spec = make("r3d_18", "torchvision", False, 3, {})
+    trunk, classifier, feature_dim = split(whole, "torchvision")
+    trunk(clips)                                     # (B, 3, 16, 112, 112) -> (B, 512)
+
+Shapes: B inputs, C channels, T frames, D features.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Final, Literal, get_args
+
+import timm
+import torchvision
+from timm.data.config import resolve_model_data_config
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torchvision.models.video import S3D
+
+from extract.networks.audio import NETWORKS
+from extract.networks.spec import PATCH, InputSpec
+from extract.networks.weights import NetworkError
+
+Library = Literal["timm", "torchvision", "framepool"]
+LIBRARIES: Final[tuple[Library, ...]] = get_args(Library)
+CLIP: Final = 16  # frames: what r3d_18 and its kin, and mvit_v2_s, were trained on; the library says so in prose only
+CLIPS: Final[Mapping[str, int]] = MappingProxyType({"s3d": 64})  # Xie et al. (ECCV 2018), §3
+
+
+def names(library: Library) -> list[str]:
+    """Every network that `library` offers, for pictures, clips or sound."""
+    if library == "framepool":
+        return list(NETWORKS)
+    if library == "timm":
+        return list(timm.list_models())
+    return [*torchvision.models.list_models(module=torchvision.models), *_clip_networks()]
+
+
+def own_channels(library: Library) -> int:
+    """C that networks of `library` are made for."""
+    return 1 if library == "framepool" else 3
+
+
+def make(
+    name: str, library: Library, pretrained: bool, in_chans: int, options: Mapping[str, Any]
+) -> tuple[nn.Module, InputSpec]:
+    """The whole network, random or (`pretrained`) as the library trained it, and what it reads.
+
+    Raises `NetworkError` for an unknown name, options or channels that do not fit, and weights that cannot be had.
+    """
+    if library not in LIBRARIES:
+        raise NetworkError(f"unknown library: expected one of {', '.join(LIBRARIES)}, got {library!r}")
+    base = name.partition(".")[0] if library == "timm" else name
+    if base not in names(library):
+        raise _unknown(name, library)
+    maker = {"timm": _timm, "torchvision": _torchvision, "framepool": _framepool}[library]
+    try:
+        return maker(name, pretrained, in_chans, dict(options))
+    except NetworkError:
+        raise
+    except TypeError as error:
+        raise NetworkError(f"options do not fit: {name}: {error}") from error
+    except Exception as error:
+        if not pretrained:
+            raise
+        reason = str(error).splitlines()[0][:160]
+        raise NetworkError(
+            f"weights DEFAULT of {name} cannot be had: {reason}; give `weights:` a local file instead"
+        ) from error
+
+
+def split(model: nn.Module, library: Library) -> tuple[nn.Module, nn.Module, int]:
+    """(trunk, classifier, D): `model` with its classifier taken off; an identity where it has none."""
+    if library == "framepool":
+        path = "fc" if hasattr(model, "fc") else "classifier"
+        classifier = model.get_submodule(path)
+        setattr(model, path, nn.Identity())
+        return model, classifier, model.feature_dim  # type: ignore[return-value]
+    if library == "timm":
+        linear = model.get_classifier()  # type: ignore[operator]
+        if not isinstance(linear, nn.Linear):
+            raise _no_classifier(model)
+        model.reset_classifier(0)  # type: ignore[operator]
+        return model, linear, linear.in_features
+    if isinstance(model, S3D):
+        linear = _as_linear(model.classifier[-1])
+        model.classifier = nn.Identity()  # what is left ends in the mean over all places
+        return model, linear, linear.in_features
+    all_linear = [(path, m) for path, m in model.named_modules() if isinstance(m, nn.Linear)]
+    if not all_linear:
+        raise _no_classifier(model)
+    path, linear = all_linear[-1]
+    _put(model, path, nn.Identity())
+    if getattr(model, "aux_logits", False):  # the side classifiers of Inceptions serve only their own training
+        for side in ("AuxLogits", "aux1", "aux2"):
+            if hasattr(model, side):
+                setattr(model, side, None)
+        setattr(model, "aux_logits", False)  # noqa: B010
+    return model, linear, linear.in_features
+
+
+def _clip_networks() -> list[str]:
+    return list(torchvision.models.list_models(module=torchvision.models.video))
+
+
+def _timm(name: str, pretrained: bool, in_chans: int, options: dict[str, Any]) -> tuple[nn.Module, InputSpec]:
+    model = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **options)
+    cfg = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    size_px = _side(options.get("img_size", cfg["input_size"]))
+    return model, InputSpec(
+        size_px, tuple(cfg["mean"]), tuple(cfg["std"]), cfg["interpolation"], float(cfg["crop_pct"])
+    )
+
+
+def _torchvision(name: str, pretrained: bool, in_chans: int, options: dict[str, Any]) -> tuple[nn.Module, InputSpec]:
+    default = torchvision.models.get_model_weights(name).DEFAULT
+    model = torchvision.models.get_model(name, weights=default if pretrained else None, **options)
+    t = default.transforms()
+    crop, resize = t.crop_size[0], t.resize_size[0]
+    spec = InputSpec(crop, tuple(t.mean), tuple(t.std), t.interpolation.value, crop / resize)
+    if name in _clip_networks():
+        spec = replace(spec, frames=CLIPS.get(name, CLIP))
+    spec = replace(spec, size_px=_side(options.get("image_size", crop)))
+    if hasattr(model, "transform_input"):  # it turns ImageNet's mean and std into these, inside; once is enough
+        model.transform_input, spec = False, replace(spec, mean=(0.5,) * 3, std=(0.5,) * 3)
+    if in_chans != 3:
+        _set_channels(model, in_chans)
+    return model, spec
+
+
+def _framepool(name: str, pretrained: bool, in_chans: int, options: dict[str, Any]) -> tuple[nn.Module, InputSpec]:
+    if in_chans != 1:
+        raise NetworkError(f"framepool's {name} reads 1 channel, log-mel; got in_chans {in_chans}")
+    if pretrained:
+        raise NetworkError(f"weights DEFAULT of {name} cannot be had: framepool has none; give `weights:` a local file")
+    return NETWORKS[name](**options), InputSpec(PATCH[0], (0.0,), (1.0,), "bilinear", 1.0, reads="logmel")
+
+
+def _set_channels(model: nn.Module, in_chans: int) -> None:
+    """A fresh first convolution for `in_chans` channels, with the settings of that for 3."""
+    path, first = next((p, m) for p, m in model.named_modules() if isinstance(m, _ConvNd) and m.in_channels == 3)
+    settings = {key: getattr(first, key) for key in ("kernel_size", "stride", "padding", "dilation", "groups")}
+    bias = first.bias is not None
+    _put(model, path, type(first)(in_chans, first.out_channels, bias=bias, **settings))
+
+
+def _put(model: nn.Module, path: str, module: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)
+
+
+def _as_linear(convolution: nn.Module) -> nn.Linear:
+    """1 x 1 x 1 convolution, then the mean over all places, is the mean, then this."""
+    if not isinstance(convolution, nn.Conv3d) or convolution.bias is None:
+        raise TypeError(convolution)
+    out, size = convolution.weight.shape[:2]
+    linear = nn.Linear(size, out, device=convolution.weight.device)
+    linear.weight = nn.Parameter(convolution.weight.detach().flatten(1))
+    linear.bias = nn.Parameter(convolution.bias.detach())
+    return linear
+
+
+def _side(size_px: int | tuple[int, ...] | list[int]) -> int:
+    return size_px if isinstance(size_px, int) else size_px[-1]
+
+
+def _no_classifier(model: nn.Module) -> NetworkError:
+    return NetworkError(f"{type(model).__name__} has no linear classifier to take off; choose another network")
+
+
+def _unknown(name: str, library: Library) -> NetworkError:
+    elsewhere = next((other for other in LIBRARIES if other != library and name in names(other)), None)
+    close = difflib.get_close_matches(name, names(library), n=3, cutoff=0.4)
+    hint = f"{elsewhere} has it: set `library: {elsewhere}`" if elsewhere else f"near: {', '.join(close) or 'none'}"
+    return NetworkError(f"unknown network: {library}: {name!r}; {hint}")

@@ -1,0 +1,224 @@
+"""What one video becomes: fixed-shape samples for each of several jobs out of one decoding, then their outcomes.
+
+    for job, item in samples(path, {0: Job(...), 1: Job(...)}):
+        ...                                          # item: (time_us, sample), and last of all the job's Outcome
+
+A sample is a picture (H, W, 3) or (H, W), a clip with T frames before that, or a log-mel patch. Its time is the middle
+of what it covers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from av.video.frame import VideoFrame
+
+from extract.config import AnyExtractor, Every, FromVideo, Limits, Logmel, Sampling, Segments, Tvl1, Uniform, snippet
+from extract.media import Decoded, MediaError, Scaler, decode, probe
+from extract.sampling import rows
+from features.outcome import Outcome
+
+Array = npt.NDArray[Any]
+Item = tuple[int, Array] | Outcome
+Hardware = Literal["cuda"] | None
+PATCH = (96, 64)
+
+
+@dataclass(frozen=True)
+class Job:
+    """How pictures become samples: which frames, `frames` of them `stride` apart, scaled and cropped how."""
+
+    sampling: Sampling
+    resize_px: int
+    crop_px: int
+    interpolation: str
+    limits: Limits
+    frames: int = 1
+    stride: int = 1
+    gray: bool = False
+    hardware: Hardware = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        picture = (self.crop_px, self.crop_px) if self.gray else (self.crop_px, self.crop_px, 3)
+        return picture if self.frames == 1 else (self.frames, *picture)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.uint8)
+
+    @classmethod
+    def of(cls, config: FromVideo, transform: Mapping[str, Any]) -> Self:
+        """The job of an extractor whose transform is settled."""
+        crop = transform["crop"] or transform["resize"]
+        how = transform["resize"] or crop, crop, transform["interpolation"] or "bilinear"
+        hardware = None if config.decoder == "software" else config.decoder
+        return cls(config.sampling, *how, config.limits, *snippet(config), isinstance(config, Tvl1), hardware)
+
+
+@dataclass(frozen=True)
+class SoundJob:
+    """How sound becomes log-mel patches."""
+
+    hop_s: float
+    offset: float
+    limits: Limits
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one sample."""
+        return PATCH
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+
+AnyJob = Job | SoundJob
+
+
+def job_of(config: AnyExtractor, transform: Mapping[str, Any]) -> AnyJob:
+    """The job of an extractor that reads the video."""
+    if isinstance(config, Logmel):
+        return SoundJob(config.hop_s, config.offset, config.limits)
+    if isinstance(config, FromVideo):
+        return Job.of(config, transform)
+    raise TypeError(f"{config.kind} reads no video")
+
+
+def samples(path: Path, jobs: Mapping[int, AnyJob]) -> Iterator[tuple[int, Item]]:
+    """(job, item) of one video for all the jobs. Runs in the caller's process."""
+    seen = {n: job for n, job in jobs.items() if isinstance(job, Job)}
+    for group in {(job.limits, job.hardware): None for job in seen.values()}:
+        yield from _seen(path, {n: job for n, job in seen.items() if (job.limits, job.hardware) == group}, *group)
+    for number, job in jobs.items():
+        if isinstance(job, SoundJob):
+            from extract.logmel import samples as heard
+
+            for item in heard(path, job.limits, hop_s=job.hop_s, offset=job.offset):
+                yield number, item
+
+
+def _seen(path: Path, jobs: Mapping[int, Job], limits: Limits, hardware: Hardware) -> Iterator[tuple[int, Item]]:
+    counts, found = Counter[int](), Decoded()
+    try:
+        video = probe(path, limits)
+        choices = {n: _Choice.of(job, video.times_us) for n, job in jobs.items()}
+        for number, row in _pass(path, choices, limits, hardware, found):
+            counts[number] += 1
+            yield number, row
+        late = {n: choice for n, choice in choices.items() if choice.late}
+        if late and len(found.times_us) != len(video.times_us):  # fewer pictures than packets, or more: choose again
+            late = {n: _Choice.of(jobs[n], np.array(found.times_us, dtype=np.int64)) for n in late}
+            for _ in _pass(path, late, limits, hardware, Decoded()):
+                pass
+        for number, choice in late.items():
+            for row in choice.rows():
+                counts[number] += 1
+                yield number, row
+        for number in jobs:
+            yield number, _outcome(limits, video.promised, len(video.times_us), found, counts[number])
+    except MediaError as error:
+        for number in jobs:
+            yield number, Outcome(outcome=error.outcome, reason=error.reason, decoded=len(found.times_us))
+
+
+@dataclass
+class _Choice:
+    """The frames that one job wants, and those of them that are there.
+
+    `late`: its rows depend on the number of frames, which is known for certain only at the end. The rows of the others
+    leave as their last frame comes, and a frame is kept no longer than a row needs it.
+    """
+
+    job: Job
+    scale: Scaler
+    late: bool
+    every: int  # frames between rows, where no count is needed; else 0
+    waiting: deque[list[int]]
+    uses: Counter[int]
+    images: dict[int, tuple[int, Array]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, job: Job, times_us: npt.NDArray[np.int64]) -> Self:
+        wanted = rows(job.sampling, times_us, job.frames, job.stride)
+        single = isinstance(job.sampling, Every) and job.frames == 1
+        scale = Scaler(job.resize_px, job.crop_px, job.interpolation, "gray" if job.gray else "rgb24")
+        return cls(
+            job=job,
+            scale=scale,
+            late=isinstance(job.sampling, Uniform | Segments),
+            every=job.sampling.k if single else 0,  # type: ignore[union-attr]
+            waiting=deque([] if single else wanted.tolist()),
+            uses=Counter([] if single else wanted.ravel().tolist()),
+        )
+
+    def wants(self, number: int) -> bool:
+        return number % self.every == 0 if self.every else number in self.uses
+
+    def add(self, number: int, time_us: int, image: Array) -> Iterator[tuple[int, Array]]:
+        """Take a frame; gives the rows that it completes."""
+        if self.every:
+            yield time_us, image
+            return
+        self.images[number] = time_us, image
+        while not self.late and self.waiting and max(self.waiting[0]) <= number:
+            row = self.waiting.popleft()
+            yield self._row(row)
+            self.uses.subtract(row)
+            for n in set(row):
+                if self.uses[n] == 0:
+                    del self.images[n]
+
+    def rows(self) -> Iterator[tuple[int, Array]]:
+        """The rows that are whole at the end."""
+        for row in self.waiting:
+            if all(n in self.images for n in row):
+                yield self._row(row)
+
+    def _row(self, row: list[int]) -> tuple[int, Array]:
+        times = [self.images[n][0] for n in row]
+        images = [self.images[n][1] for n in row]
+        return (min(times) + max(times)) // 2, images[0] if self.job.frames == 1 else np.stack(images)
+
+
+def _pass(
+    path: Path, choices: Mapping[int, _Choice], limits: Limits, hardware: Hardware, found: Decoded
+) -> Iterator[tuple[int, tuple[int, Array]]]:
+    """Decode once; every frame is scaled once for all the jobs that see it the same way."""
+    for number, time_us, frame in decode(path, limits, found, hardware):
+        done: dict[tuple[Any, ...], Array] = {}
+        for n, choice in choices.items():
+            if choice.wants(number):
+                for row in choice.add(number, time_us, _scaled(frame, choice, done)):
+                    yield n, row
+
+
+def _scaled(frame: VideoFrame, choice: _Choice, done: dict[tuple[Any, ...], Array]) -> Array:
+    job = choice.job
+    key = (job.resize_px, job.crop_px, job.interpolation, job.gray)
+    if key not in done:
+        done[key] = choice.scale(frame)
+    return done[key]
+
+
+def _outcome(limits: Limits, promised: int, packets: int, found: Decoded, count: int) -> Outcome:
+    decoded = len(found.times_us)
+    promised = promised or (packets if found.errors else decoded)
+    reason = f"{decoded} of {promised} frames decoded" + (f"; {found.first_error}" if found.errors else "")
+    if decoded == 0 or decoded < limits.min_decoded_ratio * promised:
+        return Outcome(outcome="undecodable", reason=reason, decoded=decoded, promised=promised)
+    if count == 0:
+        reason = f"{decoded} frames, a sample takes more"
+        return Outcome(outcome="too_short", reason=reason, decoded=decoded, promised=promised)
+    short = promised - decoded > min(2, promised // 10)  # headers are often off by one or two
+    if short or found.errors:
+        return Outcome(outcome="partial", reason=reason, rows=count, decoded=decoded, promised=promised)
+    return Outcome(outcome="ok", rows=count, decoded=decoded, promised=promised)
