@@ -57,7 +57,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=list(EXTRACTORS), choices=list(EXTRACTORS))
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16", "int8"])
     parser.add_argument("--seconds", type=float, default=12, help="that a loop should run, about")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the runs on 50 and on 500 videos")
+    parser.add_argument(
+        "--memory", nargs="*", default=["mobilenetv2_100", "yamnet"], help="extractors to run on 50 and on 500 videos"
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.job:
@@ -79,7 +81,7 @@ def found_clips(folder: Path) -> list[str]:
 def run(args: argparse.Namespace, clips: list[str], folder: Path) -> None:
     print(f"{len(clips)} clips, {CORES} cores, {processor()}; rows a second", flush=True)
     columns = f"{'loop':>8}{'network':>9}{'decoding':>10}{'bound':>8}{'loop/bound':>12}{'error':>9}"
-    memory = "" if args.no_memory else f"{'50 MB':>9}{'500 MB':>8}"
+    memory = f"{'50':>9}{'500':>6} videos, MB"
     print(f"{'extractor':<18}{'precision':<11}{columns}{memory}", flush=True)
     for name in args.only:
         weights = random_weights(folder, name)
@@ -96,9 +98,9 @@ def run(args: argparse.Namespace, clips: list[str], folder: Path) -> None:
             )
             error = f"{loop['error']:>9.4f}" if loop["error"] is not None else f"{'':>9}"
             peaks = ""
-            if not args.no_memory:
-                for count, width in ((50, 9), (500, 8)):
-                    few = {"what": "whole", "videos": repeated(heard, count / len(heard))[:count], "n": 2}
+            if name in args.memory:
+                for count, width in ((50, 9), (500, 6)):
+                    few = {"what": "whole", "videos": (heard * count)[:count], "n": 2}
                     peaks += f"{measured(command({**spec, **few}))[2]:>{width}.0f}"
             print(f"{name:<18}{precision:<11}{line}{error}{peaks}", flush=True)
 

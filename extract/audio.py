@@ -27,6 +27,7 @@ from extract.media import MOST_LOST, MediaError, opened
 
 RATE_HZ: Final = 16_000
 JITTER_S: Final = 0.05  # between what a packet's time says and where its sound comes to stand: not worth a hole
+LOUDEST: Final = 8.0  # what is clipped would have been 1
 BLOCKS_HZ: Final = 2  # blocks a second, about
 Sound = npt.NDArray[np.float32]
 
@@ -91,12 +92,14 @@ def _native(
 ) -> Iterator[tuple[int, Sound]]:
     """(rate, mono samples) of each frame, with silence where a container leaves sound out."""
     clock_s: float | None = None  # where the next sample comes to stand
-    total_s = 0.0
+    total_s, base, tick_s = 0.0, None, 0.0
     for frame in _frames(container, stream, heard):
         mono, rate = _mono(frame), frame.sample_rate
         if not len(mono) or rate < 1:
             continue
-        at_s = float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else clock_s or 0.0
+        if frame.time_base != base:
+            base, tick_s = frame.time_base, float(frame.time_base or 0)
+        at_s = frame.pts * tick_s if frame.pts is not None and tick_s else clock_s or 0.0
         if clock_s is None:
             clock_s, heard.start_us = at_s, round(at_s * 1e6)
         hole_s = at_s - clock_s
@@ -140,16 +143,15 @@ def _frames(container: av.container.InputContainer, stream: AudioStream, heard: 
 def _mono(frame: AudioFrame) -> Sound:
     """Mean over channels, whole numbers scaled to [-1, 1]."""
     values: Any = frame.to_ndarray()
-    count = len(frame.layout.channels)
     if not frame.format.is_planar:
-        values = values.reshape(-1, count).T
+        values = values.reshape(-1, len(frame.layout.channels)).T
     if values.dtype.kind in "iu":
-        bits = 8 * values.dtype.itemsize
-        middle = 128.0 if values.dtype.kind == "u" else 0.0
-        values = (values.astype(np.float64) - middle) / float(1 << (bits - 1))
-    mono: npt.NDArray[np.float64] = values.mean(axis=0, dtype=np.float64)
-    finite = np.nan_to_num(mono, nan=0.0, posinf=1.0, neginf=-1.0)  # a float codec can be made to say anything
-    return np.clip(finite, -8, 8).astype(np.float32)
+        middle = np.float32(128 if values.dtype.kind == "u" else 0)
+        values = (values.astype(np.float32) - middle) * np.float32(2.0 ** (1 - 8 * values.dtype.itemsize))
+    mono: Sound = values[0] if len(values) == 1 else values.mean(axis=0, dtype=np.float32)
+    if not np.abs(mono).max(initial=0) <= LOUDEST:  # a float codec can be made to say anything
+        mono = np.nan_to_num(mono, nan=0.0, posinf=1.0, neginf=-1.0).clip(-LOUDEST, LOUDEST)
+    return mono.astype(np.float32, copy=False)
 
 
 def _resampled(native: Iterator[tuple[int, Sound]], heard: Heard) -> Iterator[Sound]:

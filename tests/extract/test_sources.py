@@ -108,7 +108,14 @@ def test_one_pass_gives_the_bytes_of_several(
         assert world.contents(tmp_path / name) == world.contents(alone / name)
 
 
-@pytest.mark.parametrize(("name", "source"), [("flow", "tvl1"), ("rgb", "pixels"), ("audio", "logmel")])
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("flow", "tvl1"),
+        pytest.param("rgb", "pixels", marks=pytest.mark.slow),
+        pytest.param("audio", "logmel", marks=pytest.mark.slow),
+    ],
+)
 def test_a_source_that_is_not_stored_gives_the_same_rows(
     folder: Path, alone: Path, tmp_path: Path, name: str, source: str
 ) -> None:
@@ -175,6 +182,7 @@ def test_a_source_of_another_list_is_refused(folder: Path, alone: Path, tmp_path
         extract_shard(replace(job, items=(Item("w", "0.mp4"), *job.items[1:])), workers=1)
 
 
+@pytest.mark.slow
 def test_a_source_that_was_made_again_otherwise_is_refused(folder: Path, alone: Path, tmp_path: Path) -> None:
     """The first shard's facts hold those of its source."""
     job = task(folder, "flow", tmp_path, alone / "tvl1")
@@ -189,6 +197,7 @@ def test_a_source_that_was_made_again_otherwise_is_refused(folder: Path, alone: 
             extract_shard(replace(job, shard=shard, source=tmp_path / "other/tvl1"), workers=1)
 
 
+@pytest.mark.slow
 def test_int8_is_calibrated_on_the_datasets_own_rows(folder: Path, alone: Path, tmp_path: Path) -> None:
     job = task(folder, "flow", tmp_path, alone / "tvl1", precision="int8")
     manifest = extract_shard(replace(job, calibration=job.items), workers=1)

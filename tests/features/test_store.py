@@ -21,7 +21,16 @@ from features.errors import DamagedStore, FramepoolError
 from features.manifest import FORMAT, Manifest, manifest_path, parse_manifest, read_manifest
 from features.outcome import Outcome
 from features.recipe import file_sha256
-from features.store import read_shard, republish, retire, shard_path, shards, verify_shard, write_shard
+from features.store import (
+    read_shard,
+    republish,
+    retire,
+    shard_path,
+    shards,
+    stream_shard,
+    verify_shard,
+    write_shard,
+)
 from tests.features import made
 
 
@@ -76,7 +85,23 @@ def test_rows_that_fill_many_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         read_shard(tmp_path, 0)
 
 
-@pytest.mark.parametrize("read", [read_shard, verify_shard])
+@pytest.mark.parametrize("block_bytes", [1, 64, 1 << 20])
+def test_a_shard_read_in_blocks_is_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    monkeypatch.setattr(store_module, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(store_module, "BLOCK_BYTES", block_bytes)
+    rows = made.videos([30, 0, 31, 2])
+    made.make(tmp_path, rows)
+    whole, (manifest, read) = read_shard(tmp_path, 0), stream_shard(tmp_path, 0)
+    assert manifest == whole.manifest
+    for video, row in enumerate(rows):
+        blocks = list(read(video))
+        assert all(1 <= len(times) == len(frames) <= max(1, block_bytes // 8) for times, frames in blocks)
+        np.testing.assert_array_equal(np.concatenate([row[:0], *(frames for _, frames in blocks)]), row)
+        mine = slice(whole.offsets[video], whole.offsets[video + 1])
+        assert [t for times, _ in blocks for t in times] == whole.time_us[mine].tolist()
+
+
+@pytest.mark.parametrize("read", [read_shard, stream_shard, verify_shard])
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_an_empty_or_cut_file_is_refused_by_name(folder: Path, read: Any, share: float) -> None:
     for path in files(folder):
@@ -345,8 +370,10 @@ def test_two_recipes_live_side_by_side(tmp_path: Path) -> None:
 def test_no_part_of_a_published_shard_can_be_written() -> None:
     """F19: the functions make, read, publish or take away whole shards, and zarr opens nothing to change it."""
     whole = {"publish", "republish", "retire", "write_shard"}
-    assert set(store_module.__all__) == whole | {"Shard", "read_manifest", "read_shard", "shards", "verify_shard"}
+    reading = {"Shard", "read_manifest", "read_shard", "shards", "stream_shard", "verify_shard"}
+    assert set(store_module.__all__) == whole | reading
     source = inspect.getsource(store_module)
-    assert source.count("zarr.open") == 1 and 'zarr.open_group(MemoryStore(files), mode="r"' in source
+    assert source.count("zarr.open") == 2 and 'zarr.open_group(MemoryStore(files), mode="r"' in source
+    assert 'zarr.open_group(LocalStore(path, read_only=True), mode="r"' in source
     for line in source.splitlines():
         assert "r+" not in line and 'mode="a"' not in line

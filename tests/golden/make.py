@@ -1,0 +1,79 @@
+"""Golden numbers: what fixed weights make of fixed inputs. A change to them needs a new `NUMERICS` and a reason.
+
+python -m tests.golden.make > tests/golden/numbers.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from extract.flow import flow
+from extract.logmel import logmel
+from extract.networks import Library, build
+
+NETWORKS: tuple[tuple[str, Library, tuple[int, ...]], ...] = (
+    ("test_resnet", "timm", (3, 64, 64)),
+    ("resnet18", "timm", (3, 64, 64)),
+    ("mobilenetv2_100", "timm", (3, 64, 64)),
+    ("yamnet", "framepool", (1, 96, 64)),
+    ("r3d_18", "torchvision", (3, 4, 32, 32)),
+    ("r2plus1d_18", "torchvision", (3, 4, 32, 32)),
+)
+SHOWN = 5
+
+
+def wave(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Numbers in [-1, 1] that no generator of random numbers has a part in."""
+    count = int(np.prod(shape))
+    return np.sin(0.7 * np.arange(count) + 0.3 * np.sqrt(np.arange(count))).astype(np.float32).reshape(shape)
+
+
+def features(name: str, library: Library, shape: tuple[int, ...]) -> list[float]:
+    """The first features of a network whose every weight follows from its name."""
+    network = build(name, library=library, num_classes=0)
+    state = network.state_dict()
+    for key, value in state.items():
+        if not value.is_floating_point():
+            continue
+        drawn = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(value.shape))
+        if key.endswith("running_var"):
+            drawn = 1 + 0.1 * np.abs(drawn)
+        elif value.ndim > 1:
+            drawn *= (2 / max(1, int(np.prod(value.shape[1:])))) ** 0.5
+        else:
+            drawn = 0.1 * drawn + (1.0 if key.endswith("weight") else 0.0)
+        state[key] = torch.from_numpy(drawn.astype(np.float32)).reshape(value.shape)
+    network.load_state_dict(state)
+    with torch.inference_mode():
+        rows = network.trunk(torch.from_numpy(wave(1, *shape)))[0]
+    return [float(v) for v in rows[:SHOWN]]
+
+
+def moving() -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.uint8]]]:
+    """A texture, and the same a pixel and a half to the right and half a pixel up."""
+    y, x = np.mgrid[0:48, 0:64].astype(np.float64)
+
+    def picture(dx: float, dy: float) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        value = np.sin((x - dx) / 3) + np.cos((y - dy) / 4) + np.sin((x - dx + y - dy) / 5)
+        return np.rint(127 + 40 * value).astype(np.uint8)
+
+    return picture(0, 0), picture(1.5, -0.5)
+
+
+def numbers() -> dict[str, list[float]]:
+    found = {name: features(name, library, shape) for name, library, shape in NETWORKS}
+    motion = flow(*moving())
+    found["tvl1"] = [float(v) for v in (*motion[:, 20, 30], *motion[:, 24, 40], motion.mean())]
+    found["logmel"] = [float(v) for v in logmel(wave(15_600))[40, ::13]]
+    return found
+
+
+if __name__ == "__main__":
+    json.dump(numbers(), sys.stdout, indent=1)
+    print()
