@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import extract.shard as shard_module
 from extract.fingerprint import Item
+from extract.lanes import Writer
 from extract.shard import extract_shard
 from features.errors import FramepoolError, UserError
 from features.store import shards
@@ -85,13 +85,13 @@ def test_a_folder_that_is_removed_during_the_run(
 ) -> None:
     store = tmp_path / "store"
     job = world.task(small_world, store=store, pixels=True)
-    write = shard_module._Writer._write
+    write = Writer._write
 
     def removing(self: object, batch: object, rows: object) -> None:
         shutil.rmtree(store, ignore_errors=True)
         write(self, batch, rows)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shard_module._Writer, "_write", removing)
+    monkeypatch.setattr(Writer, "_write", removing)
     with pytest.raises(FramepoolError, match=rf"cannot write: {store}.*: got No such file or directory") as error:
         extract_shard(job, workers=1)
     assert "\n" not in str(error.value)
@@ -111,11 +111,13 @@ def test_videos_that_cannot_be_read_have_an_outcome(small_world: Path, tmp_path:
     names = ("folder", "dangling", "fifo", "absent", "good")
     items = (*(Item(n, f"{n}.mp4") for n in names), Item("unlisted", ""))
     job = replace(world.task(small_world, store=tmp_path / "store", pixels=True), items=items, root=root)
+    limits = job.config.limits.model_copy(update={"timeout_s": 2.0})
+    job = replace(job, config=job.config.model_copy(update={"limits": limits}))
     manifest = extract_shard(job, workers=1)
     assert [(i, o.outcome) for i, o in zip(manifest.ids, manifest.outcomes, strict=True)] == [
         ("folder", "refused"),
         ("dangling", "undecodable"),
-        ("fifo", "refused"),
+        ("fifo", "timeout"),
         ("absent", "undecodable"),
         ("good", "ok"),
         ("unlisted", "undecodable"),
