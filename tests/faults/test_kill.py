@@ -47,14 +47,12 @@ def kill_and_resume(folder: Path, tmp: Path, kills: int, seed: int) -> tuple[int
     return finished + 1, resumed
 
 
-def test_twenty_kills_at_random_moments_end_in_the_same_bytes(small_world: Path, tmp_path: Path) -> None:
-    _, resumed = kill_and_resume(small_world, tmp_path, kills=20, seed=1)
-    assert resumed >= 3, "too few kills fell into the work itself for this test to mean anything"
-
-
-@pytest.mark.slow
-def test_two_hundred_kills(small_world: Path, tmp_path: Path) -> None:
-    kill_and_resume(small_world, tmp_path, kills=200, seed=2)
+@pytest.mark.parametrize(
+    "kills", [8, pytest.param(20, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.slow)]
+)
+def test_kills_at_random_moments_end_in_the_same_bytes(small_world: Path, tmp_path: Path, kills: int) -> None:
+    _, resumed = kill_and_resume(small_world, tmp_path, kills=kills, seed=kills)
+    assert resumed >= kills // 8, "too few kills fell into the work itself for this test to mean anything"
 
 
 def test_decoding_resumes_after_the_last_finished_video(
