@@ -33,6 +33,7 @@ from typing import Self
 
 import numpy as np
 import psutil
+from threadpoolctl import threadpool_limits
 
 from extract.samples import AnyJob, Array, samples
 from features.outcome import Outcome
@@ -219,6 +220,7 @@ def _decode_videos(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the parent decides
     os.nice(19)  # the network's threads go first; decoders fill what is left of the cores
+    threadpool_limits(1)  # of BLAS: a decoder is one core's work, and several would fight over the cores
     _limit_memory(max(job.limits.max_memory_mb for job in jobs))
     gc.freeze()
     memory = SharedMemory(ring)

@@ -28,6 +28,7 @@ BANDS, LOWEST_HZ, HIGHEST_HZ = 64, 125.0, 7500.0
 FRAMES: Final = 96  # of a patch
 SPAN: Final = (FRAMES - 1) * HOP + WINDOW  # samples that a patch covers: 0.975 s
 SHORT: Final = 0.95  # of what is promised; less is `partial`
+_HANN: Final = 0.5 - 0.5 * np.cos(2 * np.pi / WINDOW * np.arange(WINDOW))  # periodic
 Patch = npt.NDArray[np.float32]  # (96, 64)
 
 
@@ -75,8 +76,7 @@ def logmel(sound: Sound, offset: float = 0.01) -> npt.NDArray[np.float32]:
     if len(sound) < WINDOW:
         return np.zeros((0, BANDS), np.float32)
     windows = np.lib.stride_tricks.sliding_window_view(sound.astype(np.float64), WINDOW)[::HOP]
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi / WINDOW * np.arange(WINDOW))
-    magnitude = np.abs(np.fft.rfft(windows * hann, FFT))
+    magnitude = np.abs(np.fft.rfft(windows * _HANN, FFT))
     return np.log(magnitude @ mel_matrix() + offset).astype(np.float32)
 
 
