@@ -241,6 +241,7 @@ def _decode_videos(
                 if len(rows) == TOLD_TOGETHER:
                     pipe.send((rows, [], False))
                     rows = []
+                    gc.collect()  # a PyAV frame that was asked for its side data is in a circle, with its picture
                 if not free.acquire(block=False):
                     pipe.send((rows, [], False))
                     rows = []
@@ -251,6 +252,7 @@ def _decode_videos(
         except MemoryError:
             os._exit(errno.ENOMEM)
         pipe.send((rows, ends, True))
+        gc.collect()
 
 
 def _limit_memory(mb: int) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
@@ -82,7 +82,6 @@ class Lane:
         self._here: Counter[int] = Counter()
         self._underway: deque[tuple[Batch, Any]] = deque()
         self._batch = self._fresh()
-        self.watch: Callable[[Array, Array], None] = lambda samples, rows: None
 
     def __enter__(self) -> Self:
         return self
@@ -133,7 +132,6 @@ class Lane:
             self._sink.put(batch, np.empty((0, 1), np.float32))
             return
         rows = self._engine.finish(ticket)
-        self.watch(batch.samples[: batch.filled], rows)
         self._sink.put(batch, rows)
 
 

@@ -13,12 +13,15 @@ Converting for OpenVINO takes torch and seconds; it happens once, in a process o
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
+import sys
 import warnings
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -36,7 +39,7 @@ from features.atomic import Lock, make_folder, publish_folder, write_json
 from features.errors import UserError
 from features.recipe import digest, file_sha256
 
-__all__ = ["Engine", "Model", "engine", "feature_shape", "prepare", "relative_error"]
+__all__ = ["Compared", "Engine", "Model", "engine", "feature_shape", "prepare"]
 
 Rows = npt.NDArray[Any]
 READS: Final = {"rgb": "rgb", "trunk": "rgb", "rgbdiff": "rgbdiff", "flow": "flow", "audio": "logmel"}
@@ -183,19 +186,45 @@ def engine(
     precision = precision or model.config.precision
     if model.config.chosen_runtime == "openvino":
         folder = cache / (facts["int8"] if precision == "int8" else model.key())
-        return _OpenVino(folder, precision, threads, cache)
+        return _OpenVino(folder, precision, threads)
     return _Torch(model, facts, precision, threads)
 
 
-def relative_error(
-    model: Model, facts: Mapping[str, Any], cache: Path, samples: Rows, rows: Rows, *, threads: int
-) -> float:
-    """L2 error of `rows` against the rows of `samples` at fp32, relative to these."""
-    exact = engine(model, facts, cache, threads=threads, precision="fp32")
-    reference = exact.finish(exact.start(samples))
-    exact.close()
-    with np.errstate(all="ignore"):
-        return float(np.linalg.norm(rows - reference) / max(float(np.linalg.norm(reference)), 1e-12))
+class Compared:
+    """The engine that `own` makes. The first batch goes through `exact` before: `tell` hears the L2 error of its rows
+    against those, relative to these, where it is a number. The two never stand in memory together."""
+
+    def __init__(self, own: Callable[[], Engine], exact: Callable[[], Engine], tell: Callable[[float], None]) -> None:
+        self._make, self._exact, self._tell = own, exact, tell
+        self._own: Engine | None = None
+        self._reference: Rows | None = None
+
+    def start(self, samples: Rows) -> Any:
+        """Hand over a batch."""
+        if self._own is None:
+            with closing(self._exact()) as exact:
+                self._reference = exact.finish(exact.start(samples))
+            del exact
+            self._own = self._make()
+        return self._own.start(samples)
+
+    def finish(self, ticket: Any) -> Rows:
+        """Its rows."""
+        assert self._own is not None
+        rows: Rows = self._own.finish(ticket)
+        if self._reference is not None:
+            with np.errstate(all="ignore"):
+                size = max(float(np.linalg.norm(self._reference)), 1e-12)
+                error = float(np.linalg.norm(rows - self._reference) / size)
+            self._reference = None
+            if np.isfinite(error):
+                self._tell(error)
+        return rows
+
+    def close(self) -> None:
+        """End the engine, if there was a batch."""
+        if self._own is not None:
+            self._own.close()
 
 
 def feature_shape(model: Model) -> tuple[int, ...]:
@@ -258,7 +287,7 @@ def _whole(network: Any, facts: Mapping[str, Any]) -> Any:
 
 
 class _OpenVino:
-    def __init__(self, folder: Path, precision: str, threads: int, cache: Path) -> None:
+    def __init__(self, folder: Path, precision: str, threads: int) -> None:
         import openvino
 
         core = openvino.Core()
@@ -267,9 +296,9 @@ class _OpenVino:
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision],
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
-            "CACHE_DIR": str(cache / "compiled"),
         }
         compiled = core.compile_model(core.read_model(folder / "model.xml"), "CPU", options)
+        _let_go(folder / "model.bin")
         self._requests = deque(compiled.create_infer_request() for _ in range(ON_THEIR_WAY))
 
     def start(self, samples: Rows) -> tuple[Any, int]:
@@ -291,6 +320,18 @@ class _OpenVino:
         for request in self._requests:
             request.cancel()
         self._requests.clear()
+
+
+def _let_go(path: Path) -> None:
+    """Give back the memory of a mapped file: OpenVINO keeps the weights mapped beside its own copy, and should it look
+    at them again they are read again."""
+    if sys.platform != "linux":
+        return
+    libc, name = ctypes.CDLL(None), str(path.resolve())
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(name):
+            first, last = (int(part, 16) for part in line.split()[0].split("-"))
+            libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), 4)  # MADV_DONTNEED
 
 
 class _Torch:

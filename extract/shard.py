@@ -27,7 +27,7 @@ from extract.fingerprint import Item, list_digest
 from extract.flow import FlowEngine
 from extract.lanes import Lane, PassOn, Plain, Writer
 from extract.progress import Progress
-from extract.runtime import Engine, Model, engine, prepare, relative_error
+from extract.runtime import Compared, Engine, Model, engine, prepare
 from extract.samples import PATCH, AnyJob, job_of
 from features.atomic import Lock, make_folder
 from features.errors import FramepoolError, UserError
@@ -164,11 +164,11 @@ class _Stage:
             return shape, np.dtype(source["dtype"]), crop
         return self.job.shape, self.job.dtype, None
 
-    def engine(self, threads: int) -> Engine:
-        """What makes rows of samples."""
+    def engine(self, threads: int, precision: str | None = None) -> Engine:
+        """What makes rows of samples; in another `precision` than the config's where one is given."""
         config = self.task.config
         if self.model is not None:
-            return engine(self.model, self.facts, self.task.cache, threads=threads)
+            return engine(self.model, self.facts, self.task.cache, threads=threads, precision=precision)
         if isinstance(config, Tvl1):
             return FlowEngine(config.backend, config.bound_px, device=config.device, threads=threads)
         return Plain()
@@ -205,23 +205,29 @@ class _Making:
         """The lane that the samples of its first stage enter."""
         writer = stack.enter_context(Writer(self.journal, self.progress))
         stage = self.stage
-        lane = stack.enter_context(Lane(stage.engine(self.workers), stage.batch, *stage.input, writer))
+        lane = stack.enter_context(Lane(self._engine(), stage.batch, *stage.input, writer))
         lane.skip(self.journal.index()["video"])
-        lane.watch = self._measure
         while stage.before is not None:
             stage = stage.before
             lane = Lane(stage.engine(self.workers), stage.batch, *stage.input, PassOn(lane))
             stack.enter_context(lane)
         return lane
 
-    def _measure(self, samples: Any, rows: Any) -> None:
-        """The relative error of a reduced precision against fp32, on the first batch of a store, once."""
-        model, journal = self.stage.model, self.journal
-        if model is None or model.config.precision == "fp32" or self.task.shard or "relative_error" in journal.notes:
-            return
-        error = relative_error(model, self.stage.facts, self.task.cache, samples, rows, threads=self.workers)
-        if np.isfinite(error):  # else the next batch tells
-            journal.note("relative_error", round(error, 6))
+    def _engine(self) -> Engine:
+        """On the first batch of a store a reduced precision is compared with fp32, once."""
+        stage, threads, notes = self.stage, self.workers, self.journal.notes
+        if (
+            stage.model is None
+            or stage.model.config.precision == "fp32"
+            or self.task.shard
+            or "relative_error" in notes
+        ):
+            return stage.engine(threads)
+
+        def tell(error: float) -> None:
+            self.journal.note("relative_error", round(error, 6))
+
+        return Compared(lambda: stage.engine(threads), lambda: stage.engine(threads, "fp32"), tell)
 
     def publish(self) -> Manifest:
         """The journal becomes the published shard."""
