@@ -1,6 +1,6 @@
 """Stage two: rows of features in, class scores out. One paper, one file; this package imports no torch until it builds.
 
-A new head is a file with a `Head`, its config in `heads.config`, and a line here.
+A new head is a file with a `Head`, its config in `heads.kinds`, and a line here.
 
     head = heads.build("attention_cluster", {"rgb": (1280,)}, num_classes=6, clusters=64)
     logits = head({"rgb": rows}, {"rgb": mask})          # (B,L,1280), (B,L) -> (B,6)
@@ -14,16 +14,27 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from features.errors import UserError, nearest
-from heads import config as configs
+from heads import kinds as configs
+from heads.config import BaseConfig
 
 if TYPE_CHECKING:
     from heads.base import Head
 
-HEADS: Final[Mapping[str, tuple[str, type[configs.BaseConfig]]]] = MappingProxyType(
+HEADS: Final[Mapping[str, tuple[str, type[BaseConfig]]]] = MappingProxyType(
     {
         "average": ("heads.average:Average", configs.AverageConfig),
         "attention_cluster": ("heads.attention_cluster:AttentionCluster", configs.AttentionClusterConfig),
+        "flatten": ("heads.flatten:Flatten", configs.FlattenConfig),
+        "ts_lstm": ("heads.ts_lstm:TsLstm", configs.TsLstmConfig),
+        "temporal_inception": ("heads.temporal_inception:TemporalInception", configs.TemporalInceptionConfig),
+        "bilstm": ("heads.bilstm:BiLstm", configs.BiLstmConfig),
+        "stacked_lstm": ("heads.stacked_lstm:StackedLstm", configs.StackedLstmConfig),
+        "vtn": ("heads.vtn:Vtn", configs.VtnConfig),
+        "netvlad": ("heads.netvlad:NetVlad", configs.NetVladConfig),
+        "nextvlad": ("heads.netvlad:NextVlad", configs.NextVladConfig),
         "ridge": ("heads.ridge:Ridge", configs.RidgeConfig),
+        "svm": ("heads.linear:Svm", configs.SvmConfig),
+        "logistic": ("heads.linear:Logistic", configs.LogisticConfig),
         "tsn": ("heads.tsn:Tsn", configs.TsnConfig),
     }
 )
@@ -45,7 +56,7 @@ def build(
 
 
 def from_config(
-    config: configs.BaseConfig, shapes: Mapping[str, tuple[int, ...]], num_classes: int, *, network: Any = None
+    config: BaseConfig, shapes: Mapping[str, tuple[int, ...]], num_classes: int, *, network: Any = None
 ) -> Head:
     """The head that `config` describes; `network` overrides the one that its config names."""
     missing = [modality for modality in config.features if modality not in shapes]

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor
 
 import heads
@@ -20,7 +19,7 @@ from extract.networks.weights import NetworkError, fill, load_state, save_state
 from features.atomic import write_bytes
 from features.errors import DamagedStore, FramepoolError, UserError
 from heads.base import Head
-from heads.config import BaseConfig, HeadConfig
+from heads.config import BaseConfig
 
 WEIGHTS, NETWORK, RUN, RESUME = "weights.safetensors", "network.safetensors", "run.json", "last.pt"
 
@@ -44,7 +43,7 @@ def load_head(
         state, notes = load_state(path)
         if classes is not None:
             check_classes(path, notes.get("classes", []), classes)
-        config = TypeAdapter[BaseConfig](HeadConfig).validate_python(run["config"])
+        config: BaseConfig = heads.HEADS[run["kind"]][1].model_validate(run["config"])
         if (folder / NETWORK).exists():
             network = getattr(config, "network").model_copy(update={"weights": str(folder / NETWORK)})  # noqa: B009
             config = config.model_copy(update={"network": network})

@@ -1,7 +1,7 @@
-"""Configs of heads and their training, as they stand in a dataset's YAML. No torch here: the Snakefile parses them.
+"""What the configs of all heads share, and how heads are trained. No torch here: the Snakefile parses them.
 
-Each head has one config, told apart by `kind`; its own fields are the options that `heads.build` passes on. `train`
-carries the defaults of the paper that the head is from.
+Each head has one config in `heads.kinds`, told apart by `kind`; its own fields are the options that `heads.build`
+passes on. `train` carries the defaults of the paper that the head is from.
 
     heads:
       mine: {kind: attention_cluster, features: [rgb], clusters: 64, sample: {train: 15, test: 25}, train: {epochs: 30}}
@@ -9,7 +9,7 @@ carries the defaults of the paper that the head is from.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -71,6 +71,7 @@ class TrainConfig(Config):
     eps: PositiveFloat = Field(1e-8, description="rmsprop, adam, adamw")
     schedule: Schedule = Constant()
     clip: PositiveFloat | None = Field(None, description="largest L2 norm of all gradients together")
+    clip_value: PositiveFloat | None = Field(None, description="largest size of any one gradient")
     balanced: bool = Field(
         False, description="each class weighs the same: a sample of class k weighs n_total / (K * n_k)"
     )
@@ -107,6 +108,8 @@ class Sample(Config):
 class BaseConfig(Config):
     """What all heads share."""
 
+    chance: ClassVar[bool] = True  # whether another seed gives another head
+
     kind: str
     features: tuple[str, ...] = Field(description="names of the extractors whose rows it reads")
     sample: Sample | dict[str, Sample] = Field(
@@ -131,7 +134,8 @@ class BaseConfig(Config):
             raise ValueError(f"one of {', '.join(self.features)} in align, not {self.align}")
         if self.align is not None and isinstance(self.sample, dict):
             raise ValueError(f"one sample for all with align: it is the rows of {self.align}")
-        by_modality = [v for v in (self.sample, getattr(self, "clusters", None)) if isinstance(v, dict)]
+        asked = (self.sample, *(getattr(self, option, None) for option in ("clusters", "hidden", "places")))
+        by_modality = [v for v in asked if isinstance(v, dict)]
         for given in by_modality:
             if set(given) != set(self.features):
                 raise ValueError(
@@ -148,107 +152,12 @@ class BaseConfig(Config):
         return self.sample[modality] if isinstance(self.sample, dict) else self.sample
 
 
-class AverageConfig(BaseConfig):
-    """Mean of the rows, dropout, linear layer."""
+class StepsConfig(BaseConfig):
+    """Heads that join the rows of all modalities step by step: they follow the first one, or what `align` says."""
 
-    kind: Literal["average"] = "average"
-    dropout: Share = 0.5
-    train: TrainConfig = TrainConfig()
-
-
-class AttentionClusterTrain(TrainConfig):
-    """Attention Clusters, §4: RMSProp 1e-3, gradients clipped at 5, balanced classes; its batch size is not told."""
-
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "rmsprop"
-    clip: PositiveFloat | None = 5.0
-    balanced: bool = True
-
-
-class AttentionClusterConfig(BaseConfig):
-    """Attention Clusters (CVPR 2018); the defaults are the paper's for UCF101."""
-
-    kind: Literal["attention_cluster"] = "attention_cluster"
-    clusters: PositiveInt | dict[str, PositiveInt] = Field(64, description="N, units a modality")
-    weighting: Literal["average", "fc1", "fc2"] = "fc1"
-    shift: bool = True
-    dropout: Share = 0.9
-    sample: Sample | dict[str, Sample] = Sample(train=15, test=20)
-    train: AttentionClusterTrain = AttentionClusterTrain()
-
-
-class RidgeConfig(BaseConfig):
-    """One-vs-rest ridge regression on the mean row, in closed form; nothing to train."""
-
-    kind: Literal["ridge"] = "ridge"
-    alpha: PositiveFloat = Field(1.0, description="weight of the penalty, as scikit-learn counts it")
-    standardise: bool = Field(False, description="scale each input to unit deviation over the training videos first")
-
-
-class NetworkConfig(Config):
-    """A CNN by name, as `extract.networks.build` makes it."""
-
-    name: str = Field(min_length=1)
-    library: Literal["timm", "torchvision", "framepool"] = "timm"
-    reads: Literal["rgb", "flow", "rgbdiff", "logmel"] = Field(
-        "rgb",
-        description="what the rows are: pictures or clips, stacks of flow, snippets to take differences of, log-mel",
-    )
-    weights: str | None = Field(None, description="null: random; DEFAULT: the library's own; else a file")
-    options: dict[str, Any] = Field(default_factory=dict, description="passed to the library")
-
-    @model_validator(mode="after")
-    def _ours_hear(self) -> Self:
-        if self.library == "framepool" and self.reads != "logmel":
-            raise ValueError(f"reads: logmel with library: framepool, whose networks hear, not {self.reads}")
-        return self
-
-
-class TsnTrain(TrainConfig):
-    """Temporal Segment Networks, the authors' RGB settings for UCF101."""
-
-    epochs: PositiveInt = 80
-    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
-    momentum: Share = 0.9
-    weight_decay: NonNegativeFloat = 5e-4
-    schedule: Schedule = Step(at=(30, 60))
-    clip: PositiveFloat | None = 20.0
-
-
-class TsnConfig(BaseConfig):
-    """Temporal Segment Networks (ECCV 2016): a CNN over maps, averaged over segments."""
-
-    kind: Literal["tsn"] = "tsn"
-    network: NetworkConfig
-    crop_px: PositiveInt | None = Field(None, description="side of the CNN's input; null: as its weights want it")
-    augment: Literal["none", "crop", "crop_flip"] = Field(
-        "crop_flip", description="TSN's multi-scale crop, and mirroring, which turns flow around; none for log-mel"
-    )
-    dropout: Share = 0.8
-    partial_bn: bool = Field(False, description="freeze every batch norm but the first, for fine-tuning")
-    first_conv_lr: PositiveFloat = Field(
-        1.0,
-        description="factor of the first convolution's learning rate; the authors' is 5 for flow, begun from colours",
-    )
-    precision: Literal["fp32", "bf16"] = "fp32"
-    missing: Literal["mean", "none"] = "none"
-    sample: Sample | dict[str, Sample] = Sample(train=3, test=25)
-    train: TsnTrain = TsnTrain()
-
-    @model_validator(mode="after")
-    def _maps(self) -> Self:
-        if self.missing != "none":
-            raise ValueError("missing: none, as the mean of maps is no map")
-        if self.network.reads == "logmel" and (self.augment != "none" or self.crop_px is not None):
-            raise ValueError(
-                "augment: none and no crop_px with network.reads: logmel, whose two sides are time and pitch"
-            )
-        return self
-
-    def options(self) -> dict[str, Any]:
-        return {name: value for name, value in super().options().items() if name != "network"}
-
-
-HeadConfig = Annotated[AverageConfig | AttentionClusterConfig | RidgeConfig | TsnConfig, Field(discriminator="kind")]
-
-# bumped when a change to the code changes a head's numbers
-NUMERICS: Final = {"average": 2, "attention_cluster": 2, "ridge": 2, "tsn": 2}
+    @model_validator(mode="before")
+    @classmethod
+    def _in_step(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("align") is None and len(value.get("features") or ()) > 1:
+            return {**value, "align": next(iter(value["features"]))}
+        return value

@@ -201,6 +201,8 @@ class Loop:
             refuse_non_finite(~losses.detach().isfinite(), ids, f"loss is not finite in epoch {len(self.history) + 1}")
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        if self.train.clip_value is not None:
+            nn.utils.clip_grad_value_(self.head.parameters(), self.train.clip_value)
         if self.train.clip is not None:
             norm = nn.utils.clip_grad_norm_(self.head.parameters(), self.train.clip)
             refuse_non_finite(

@@ -63,22 +63,40 @@ def factor_accuracy(
 
 
 def multi_label(logits: Floats, labels: Labels, classes: Sequence[str]) -> dict[str, Any]:
-    """map, map_unlabelled_last, loss, n_test, per_class.
+    """map, map_unlabelled_last, gap, hit1, loss, n_test, per_class.
 
     map is the mean over classes that occur of the average precision, as SlowFast counts it; map_unlabelled_last is
-    that of Charades' own script, which ranks videos without any label last.
+    that of Charades' own script, which ranks videos without any label last. gap and hit1 are YouTube-8M's: the average
+    precision over the 20 best classes of all videos together, and how often a labelled video's best class is right.
     """
     labels = labels.astype(bool)
+    best = logits.argmax(axis=1) if logits.size else np.zeros(len(logits), np.int64)
     unlabelled_last = np.where(labels.any(axis=1, keepdims=True), logits, -np.inf)
     per_class = {name: average_precision(logits[:, k], labels[:, k]) for k, name in enumerate(classes)}
     charades = [average_precision(unlabelled_last[:, k], labels[:, k]) for k in range(len(classes))]
     return {
         "map": _mean(np.array([ap for ap in per_class.values() if ap is not None])),
         "map_unlabelled_last": _mean(np.array([ap for ap in charades if ap is not None])),
+        "gap": global_average_precision(logits, labels),
+        "hit1": _mean(np.take_along_axis(labels, best[:, None], axis=1)[labels.any(axis=1)]),
         "loss": _mean(binary_cross_entropy(logits, labels)),
         "n_test": len(labels),
         "per_class": per_class,
     }
+
+
+def global_average_precision(logits: Floats, labels: Labels, top: int = 20) -> float | None:
+    """(V,C), (V,C) bool -> the average precision of the `top` classes of each video, in one list by score; labels that
+    are not in it count as missed. "YouTube-8M: A Large-Scale Video Classification Benchmark" (2016), its starter code.
+    """
+    total = int(labels.sum())
+    if not total:
+        return None
+    order = np.argsort(-logits, axis=1, kind="stable")[:, :top]
+    scores, right = (np.take_along_axis(a, order, axis=1).ravel() for a in (logits, labels.astype(bool)))
+    found = right[np.argsort(-scores, kind="stable")]
+    precision = np.cumsum(found) / np.arange(1, len(found) + 1)
+    return float(precision[found].sum() / total)
 
 
 def average_precision(scores: npt.NDArray[Any], positive: npt.NDArray[np.bool_]) -> float | None:

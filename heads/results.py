@@ -10,11 +10,13 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from features.atomic import write_bytes
+from features.errors import DamagedStore
 from heads import metrics
 
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that begins so
@@ -44,6 +46,17 @@ def write_predictions(folder: Path, predictions: Predictions, classes: Sequence[
         folder / "predictions.csv",
         _csv(("id", "label", "predicted", "probability", "top5"), _rows(predictions, classes)),
     )
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """What `write_predictions` left. Raises `DamagedStore`."""
+    path = folder / "predictions.npz"
+    try:
+        with np.load(path) as kept:
+            return Predictions(kept["ids"].tolist(), kept["labels"], kept["logits"])
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        fix = "run `framepool train` for it again"
+        raise DamagedStore("run is not complete", where=path, got=error, fix=fix) from None
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float | None]]) -> None:

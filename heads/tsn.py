@@ -27,7 +27,7 @@ from features.batches import Select, all_rows, segment_rows
 from features.errors import UserError
 from heads.augment import MOTION_SCALES, SCALES, centre_box, random_boxes, resample
 from heads.base import Head, Shapes
-from heads.config import NetworkConfig
+from heads.kinds import NetworkConfig
 
 _ROWS_A_STEP: Final = 64  # maps that a test puts through the CNN at once
 

@@ -16,7 +16,7 @@ from extract.config import ExtractorConfig, FromRun, Networked
 from features.errors import UserError, nearest
 from features.recipe import Config
 from features.videolist.config import VideoSource
-from heads.config import HeadConfig, TsnConfig
+from heads.kinds import FusionConfig, HeadConfig, TsnConfig
 
 CONFIGS = Path("config")
 DATASET = r"[a-z0-9_-]+"  # what a dataset may be called; it names folders
@@ -55,6 +55,8 @@ class Dataset(Config):
                     raise ValueError(f"a stored extractor in heads.{name}.features; {modality} has store: false")
             if isinstance(head, TsnConfig):
                 self._maps_fit(name, head)
+            if isinstance(head, FusionConfig):
+                self._members_fit(name, head)
         for name, extractor in self.extractors.items():
             run = trainer(extractor)
             if run is not None and not isinstance(self.heads.get(run), TsnConfig):
@@ -70,6 +72,11 @@ class Dataset(Config):
         if fitting and head.network.reads not in fitting:
             expected = f"network.reads: {' or '.join(fitting)} in heads.{name}"
             raise ValueError(f"{expected}, as {head.features[0]} is {kind}")
+
+    def _members_fit(self, name: str, head: FusionConfig) -> None:
+        for member in head.weights:
+            if member not in self.heads or isinstance(self.heads[member], FusionConfig):
+                raise ValueError(f"names of heads that are no fusion in heads.{name}.heads, not {member!r}")
 
     def _source_fits(self, name: str, extractor: Any) -> None:
         if extractor.source is None:

@@ -24,7 +24,7 @@ from features.errors import UserError, nearest
 from features.manifest import manifest_path
 from features.recipe import digest, file_sha256
 from features.videolist import Video, VideoList
-from heads.config import NUMERICS, RidgeConfig, TsnConfig
+from heads.kinds import NUMERICS, FusionConfig, TsnConfig
 from pipelines.config import Dataset, Rendered, config_path, load, trainer
 from pipelines.datasets import demo
 
@@ -149,7 +149,7 @@ class Run:
         """One where the head has no chance in it, or where its network is what an extractor wants of it."""
         config = self.plan.config
         trains = any(trainer(extractor) == self.head for extractor in config.extractors.values())
-        return config.seeds[:1] if trains or isinstance(config.heads[self.head], RidgeConfig) else config.seeds
+        return config.seeds if config.heads[self.head].chance and not trains else config.seeds[:1]
 
     @property
     def arguments(self) -> str:
@@ -168,12 +168,23 @@ class Run:
         return {m: self.plan.store(m, self.split) for m in self.plan.config.heads[self.head].features}
 
     @property
+    def members(self) -> dict[str, Run]:
+        """The runs that a fusion is made of."""
+        config = self.plan.config.heads[self.head]
+        names = config.weights if isinstance(config, FusionConfig) else {}
+        return {name: self.plan.run(name, self.split) for name in names}
+
+    def seed_folder(self, seed: int) -> Path:
+        """Where the run of a seed is; of the only one where there is no other."""
+        return self.folder / f"seed{seed if seed in self.seeds else self.seeds[0]}"
+
+    @property
     def inputs(self) -> list[str]:
         """The files that a job waits for: summaries, and temporary rows one by one, so that they stay until then."""
         stores = self.stores.values()
         shards = range(self.plan.shard_count)
         rows = [p for s in stores if s.config.temporary for shard in shards for p in s.files(shard)]
-        return [*(s.summary for s in stores), *rows]
+        return [*(s.summary for s in stores), *rows, *(run.summary for run in self.members.values())]
 
 
 class Plan:
@@ -299,6 +310,8 @@ class Plan:
             "train": self._trained_on(split),
             "split": split,
         }
+        if isinstance(config, FusionConfig):
+            value["runs"] = {name: self.run(name, split).digest for name in config.weights}
         if isinstance(config, TsnConfig) and config.network.weights is not None:
             value["weights"] = _weights_digest(config.network.weights, self._place("heads", head))
         return Run(self, head, split, value)

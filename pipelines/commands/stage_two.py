@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,25 @@ from features.errors import UserError
 from features.recipe import digest
 from features.videolist import VideoList
 from pipelines import plan as plans
-from pipelines.plan import Plan, Store
+from pipelines.plan import Plan, Run, Store
 
 PACKAGES = ("torch", "torchvision", "timm", "openvino", "av", "zarr", "numpy", "scikit-learn", "snakemake")
 
 
 def train(args: Namespace) -> None:
     """Every seed of a head on a split; what is finished is not trained again."""
+    start = time.monotonic()
+    run = plans.of(args.dataset).run(args.head, args.split or plans.of(args.dataset).config.splits[0])
+    found = {}
+    for seed, metrics in _fused(run, args) if run.members else _trained(run, args):
+        found[seed] = metrics
+        print(f"  seed {seed}: {_in_short(metrics)} after {time.monotonic() - start:.1f} s", flush=True)
+    if set(run.seeds) <= found.keys():
+        write_json(run.folder / "trained.json", {"run": run.name, "metrics": {str(s): m for s, m in found.items()}})
+
+
+def _trained(run: Run, args: Namespace) -> Iterator[tuple[int, dict[str, Any]]]:
+    """A head on the rows of its stores."""
     import torch
 
     from features.batches import Features
@@ -37,18 +49,16 @@ def train(args: Namespace) -> None:
 
     start = time.monotonic()
     torch.set_num_threads(args.threads)
-    run = plans.of(args.dataset).run(args.head, args.split or plans.of(args.dataset).config.splits[0])
     plan, config = run.plan, run.plan.config
     contents = {m: _summary(store)["contents"] for m, store in run.stores.items()}
     videos, train_set, test_set, labels = split_of(plan, run.split)
     print(f"{run.name}: {len(train_set)} train, {len(test_set)} test videos, {len(videos.classes)} classes", flush=True)
     features = Features.open({m: s.folder for m, s in run.stores.items()}, [v.id for v in videos.videos])
     print(f"  features in memory after {time.monotonic() - start:.1f} s", flush=True)
-    found = {}
     for seed in args.seed or run.seeds:
-        found[seed] = train_run(
+        metrics = train_run(
             run.folder / f"seed{seed}",
-            config=config.heads[run.head],
+            config=config.heads[run.head],  # type: ignore[arg-type]
             features=features,
             labels=labels,
             train=train_set,
@@ -68,9 +78,31 @@ def train(args: Namespace) -> None:
             },
             log=lambda text: print(f"  {text}", flush=True),
         )
-        print(f"  seed {seed}: {_in_short(found[seed])} after {time.monotonic() - start:.1f} s", flush=True)
-    if set(run.seeds) <= found.keys():
-        write_json(run.folder / "trained.json", {"run": run.name, "metrics": {str(s): m for s, m in found.items()}})
+        yield seed, metrics
+
+
+def _fused(run: Run, args: Namespace) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The mean of finished runs."""
+    from heads.fusion import fuse_run
+
+    print(f"{run.name}: {', '.join(member.name for member in run.members.values())}", flush=True)
+    for seed in args.seed or run.seeds:
+        metrics = fuse_run(
+            run.folder / f"seed{seed}",
+            config=run.plan.config.heads[run.head],  # type: ignore[arg-type]
+            members={name: member.seed_folder(seed) for name, member in run.members.items()},
+            seed=seed,
+            split=run.split,
+            factors=run.plan.config.factors,
+            provenance={
+                "dataset": run.plan.dataset,
+                "head": run.head,
+                "recipe": run.digest,
+                "digest": run.digest,
+                "versions": versions(),
+            },
+        )
+        yield seed, metrics
 
 
 def evaluate(args: Namespace) -> None:
@@ -86,6 +118,9 @@ def evaluate(args: Namespace) -> None:
         fix = "name a folder work/DATASET/runs/HEAD-splitK-DIGEST/seedS of a finished run"
         raise UserError("not a finished run", where=args.folder, expected="a run.json in it", fix=fix)
     record = json.loads(path.read_bytes())
+    if "members" in record:
+        fix = f"evaluate {' and '.join(record['members'].values())}"
+        raise UserError("a fusion has no weights to judge again", where=args.folder, fix=fix)
     plan = plans.of(record["dataset"])
     videos, _, test_set, labels = split_of(plan, record["split"])
     stores = {m: plan.work / "features" / store["store"] for m, store in record["stores"].items()}

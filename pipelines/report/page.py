@@ -13,7 +13,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ from features.atomic import Disk, make_folder, write_bytes, write_json
 from features.errors import printable
 from features.videolist import VideoList
 from pipelines.report import figures
+from pipelines.report.compare import Gap, behind
 from pipelines.report.runs import Head, by_head, metric_names, ranking, read_run
 from pipelines.report.stores import Store, flat, read_store
 
@@ -50,16 +51,16 @@ def assemble(
     heads = by_head(read_run(folder) for folder in runs)
     found = [read_store(folder) for folder in stores]
     metrics = metric_names(heads, factors)
-    drawn = _drawn(heads, factors, videos)
+    drawn, gaps = _drawn(heads, factors, videos), behind(heads)
     make_folder(out)
     Disk.remove(out / "figures")
     make_folder(out / "figures")
     for name, svg in drawn.items():
         write_bytes(out / "figures" / f"{name}.svg", svg.encode())
-    _write_csv(out / "leaderboard.csv", leaderboard(heads, metrics, splits))
+    _write_csv(out / "leaderboard.csv", leaderboard(heads, metrics, splits, gaps))
     _write_csv(out / "seeds.csv", seeds(heads, metrics))
     _write_csv(out / "outcomes.csv", outcomes(found))
-    write_json(out / "metrics.json", _metrics(dataset, heads, metrics, splits))
+    write_json(out / "metrics.json", _metrics(dataset, leaderboard(heads, metrics, splits, gaps), heads, metrics))
     write_json(out / "run.json", _run(dataset, title, heads, found, plan_info))
     page = (
         _environment()
@@ -70,6 +71,7 @@ def assemble(
             heads=heads,
             metrics=metrics,
             ranking=ranking(heads),
+            gaps=gaps,
             chance=None if videos.multi_label else 1 / max(1, len(videos.classes)),
             splits=splits,
             stores=found,
@@ -84,8 +86,11 @@ def assemble(
     write_bytes(out / "index.html", page.encode())
 
 
-def leaderboard(heads: Sequence[Head], metrics: dict[str, str], splits: Sequence[str]) -> list[dict[str, Any]]:
+def leaderboard(
+    heads: Sequence[Head], metrics: dict[str, str], splits: Sequence[str], gaps: Mapping[str, Gap]
+) -> list[dict[str, Any]]:
     """One row a head, the best first."""
+    none = dict.fromkeys(Gap._fields)
     first = next(iter(metrics), "top1")
     rest = [metric for metric in metrics if metric != first]
     return [
@@ -96,6 +101,11 @@ def leaderboard(heads: Sequence[Head], metrics: dict[str, str], splits: Sequence
             first: head.score(first),
             f"{first}_std_over_seeds": head.deviation(first),
             **{f"{first}_split_{split}": head.split_score(first, split) for split in splits},
+            **{
+                f"behind_best{'' if key == 'mean' else f'_{key}'}": value
+                for key, value in (gaps[head.name]._asdict() if head.name in gaps else none).items()
+                if gaps
+            },
             **{metric.removeprefix("factors."): head.score(metric) for metric in rest},
             "parameters": head.parameters,
             "seconds": round(head.seconds, 3),
@@ -162,8 +172,9 @@ def _drawn(heads: Sequence[Head], factors: Sequence[str], videos: VideoList) -> 
     return {name: svg for name, svg in found.items() if svg is not None}
 
 
-def _metrics(dataset: str, heads: Sequence[Head], metrics: dict[str, str], splits: Sequence[str]) -> dict[str, Any]:
-    summary = leaderboard(heads, metrics, splits)
+def _metrics(
+    dataset: str, summary: Sequence[dict[str, Any]], heads: Sequence[Head], metrics: dict[str, str]
+) -> dict[str, Any]:
     return {
         "dataset": dataset,
         "ranked_by": next(iter(metrics), "top1"),

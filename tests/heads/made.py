@@ -22,13 +22,37 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
     "attention_cluster-fc2": ("attention_cluster", VECTORS, {"clusters": 4, "weighting": "fc2"}),
     "attention_cluster-average": ("attention_cluster", VECTORS, {"clusters": 4, "weighting": "average"}),
     "attention_cluster-unshifted": ("attention_cluster", VECTORS, {"clusters": 4, "shift": False}),
+    "flatten": ("flatten", VECTORS, {"places": {"rgb": 6, "flow": 4}}),
+    "ts_lstm": ("ts_lstm", VECTORS, {"hidden": 9}),
+    "temporal_inception": ("temporal_inception", VECTORS, {"hidden": 11}),
+    "bilstm": ("bilstm", VECTORS, {"hidden": {"rgb": 6, "flow": 5}}),
+    "stacked_lstm": ("stacked_lstm", VECTORS, {"hidden": 9}),
+    "vtn-paper": ("vtn", VECTORS, {"dim": 16, "heads": 4, "blocks": 2}),
+    "vtn-code": ("vtn", VECTORS, {"dim": 16, "heads": 4, "blocks": 2, "profile": "code"}),
+    "vtn-ablated": (
+        "vtn",
+        {"rgb": (16,)},
+        {"dim": 16, "heads": 2, "shared": True, "output_projection": True, "norm": "pre", "positions": False},
+    ),
+    "netvlad": ("netvlad", VECTORS, {"centres": 4}),
+    "nextvlad": ("nextvlad", VECTORS, {"centres": 4, "groups": 3, "hidden": 16, "squeeze": 4}),
     "ridge": ("ridge", VECTORS, {}),
+    "svm": ("svm", VECTORS, {}),
+    "logistic": ("logistic", VECTORS, {}),
     "tsn": ("tsn", MAPS, {"network": SMALL_CNN, "crop_px": 32}),
     "tsn-flow": ("tsn", {"tvl1": (40, 48, 4)}, {"network": {**SMALL_CNN, "reads": "flow"}, "crop_px": 32}),
     "tsn-rgbdiff": ("tsn", {"rgb": (3, 40, 48, 3)}, {"network": {**SMALL_CNN, "reads": "rgbdiff"}, "crop_px": 32}),
     "tsn-logmel": ("tsn", {"logmel": PATCH}, {"network": {**SMALL_CNN, "reads": "logmel"}, "augment": "none"}),
     "tsn-bf16": ("tsn", MAPS, {"network": SMALL_CNN, "crop_px": 32, "precision": "bf16"}),
 }
+# Heads that read rows in their order.
+ORDERED = ("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm", "vtn-paper", "vtn-code")
+
+# Heads to which a row of zeros is more than no row: shifted, normalised against centres, a step of a recurrence.
+ZERO_ROW_SPEAKS = (
+    *("attention_cluster-fc1", "attention_cluster-fc2", "attention_cluster-average", "netvlad", "nextvlad"),
+    *("bilstm", "stacked_lstm", "vtn-paper", "vtn-code"),
+)
 
 
 def rows(shape: tuple[int, ...], *leading: int, seed: int = 0) -> torch.Tensor:

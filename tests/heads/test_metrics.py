@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 
 from features.errors import UserError
-from heads.metrics import average_precision, multi_label, ranks, single_label
+from heads.metrics import average_precision, global_average_precision, multi_label, ranks, single_label
 
 GENERATOR = np.random.default_rng(0)
 
@@ -86,3 +86,17 @@ def test_multi_label_against_scikit_learn() -> None:
     expected = [average_precision_score(labels[:, k], last[:, k]) for k in range(5) if labels[:, k].any()]
     assert found["map_unlabelled_last"] == pytest.approx(np.mean(expected))
     assert found["loss"] == pytest.approx(log_loss(labels.ravel(), 1 / (1 + np.exp(-logits.astype(float).ravel()))))
+
+
+def test_gap_and_hit1_of_youtube_8m() -> None:
+    """Three videos, two classes each in the list: scores 9 (right), 8 (wrong), 7 (right), 6 (right), 5, 4 (wrong); one
+    label of five is not in it, and one stands below a worse class."""
+    logits = np.array([[9, 5, -1], [8, 6, -2], [-3, 4, 7]], np.float32)
+    labels = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 1]], bool)
+    assert global_average_precision(logits, labels, top=2) == pytest.approx((1 + 2 / 3 + 3 / 4) / 4)
+    assert global_average_precision(logits, np.zeros((3, 3), bool)) is None
+    found = multi_label(logits, labels, list("abc"))
+    assert found["hit1"] == pytest.approx(2 / 3)
+    assert found["gap"] == pytest.approx(global_average_precision(logits, labels))
+    unlabelled = multi_label(logits, labels & np.array([[True], [False], [True]]), list("abc"))
+    assert unlabelled["hit1"] == 1, "videos without a label have no hit to make"

@@ -16,7 +16,7 @@ from extract.networks import build, save_network
 from features.batches import Features, even_rows
 from features.errors import UserError
 from heads.checkpoint import load_head
-from heads.config import NetworkConfig, TsnConfig, TsnTrain
+from heads.kinds import NetworkConfig, TsnConfig, TsnTrain
 from heads.loop import seeded
 from heads.training import evaluate_run, train_run
 from tests.heads.made import SMALL_CNN, map_problem, rows

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy as copies
+import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.media import write_network, write_video
@@ -125,3 +127,21 @@ def test_a_video_that_turns_up_is_extracted(copy: Path) -> None:
     name = world.name_of(8)
     (copy / "videos" / f"{name}.avi").unlink()
     assert world.planned(copy)["extract"] == 1
+
+
+def test_a_fusion_follows_its_members(copy: Path) -> None:
+    config = copies.deepcopy(world.CONFIG)
+    config["heads"]["both"] = {"kind": "fusion", "heads": {"average": 1, "ridge": 2}}
+    world.write_config(copy, config)
+    assert world.planned(copy) == {"train": 1, "assemble": 1}
+    world.framepool(copy, "train", "tiny", "--head", "both")
+    [folder] = (copy / "work/tiny/runs").glob("both-*")
+    scores = {}
+    for record in (copy / "work/tiny/runs").glob("*/seed0/predictions.npz"):
+        scores[record.parts[-3].split("-")[0]] = np.load(record)["logits"]
+    np.testing.assert_allclose(scores["both"], (scores["average"] + 2 * scores["ridge"]) / 3, rtol=1e-4, atol=1e-5)
+    assert json.loads((folder / "trained.json").read_text())["metrics"]["0"]["n_test"] == 3
+    assert "evaluate work/tiny/runs/average" in world.framepool(copy, "evaluate", str(folder / "seed0"), code=2)
+    config["heads"]["average"]["dropout"] = 0.25
+    world.write_config(copy, config)
+    assert world.planned(copy) == {"train": 2, "assemble": 1}

@@ -1,0 +1,310 @@
+"""The config of each head, with the defaults of the paper that it is from. No torch here: the Snakefile parses them.
+
+heads:
+  mine: {kind: vtn, features: [rgb], profile: code, train: {epochs: 20}}
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from features.recipe import Config
+from heads.config import BaseConfig, Plateau, Sample, Schedule, Share, Step, StepsConfig, TrainConfig
+
+
+class AverageConfig(BaseConfig):
+    """Mean of the rows, dropout, linear layer."""
+
+    kind: Literal["average"] = "average"
+    dropout: Share = 0.5
+    train: TrainConfig = TrainConfig()
+
+
+class AttentionClusterTrain(TrainConfig):
+    """Attention Clusters, §4: RMSProp 1e-3, gradients clipped at 5, balanced classes; its batch size is not told."""
+
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "rmsprop"
+    clip: PositiveFloat | None = 5.0
+    balanced: bool = True
+
+
+class AttentionClusterConfig(BaseConfig):
+    """Attention Clusters (CVPR 2018); the defaults are the paper's for UCF101."""
+
+    kind: Literal["attention_cluster"] = "attention_cluster"
+    clusters: PositiveInt | dict[str, PositiveInt] = Field(64, description="N, units a modality")
+    weighting: Literal["average", "fc1", "fc2"] = "fc1"
+    shift: bool = True
+    dropout: Share = 0.9
+    sample: Sample | dict[str, Sample] = Sample(train=15, test=20)
+    train: AttentionClusterTrain = AttentionClusterTrain()
+
+
+class FlattenConfig(BaseConfig):
+    """All rows side by side; Attention Clusters (CVPR 2018), appendix B, with that paper's recipe."""
+
+    kind: Literal["flatten"] = "flatten"
+    places: PositiveInt | dict[str, PositiveInt] = Field(25, description="rows a modality; the paper's sound has 10")
+    dropout: Share = 0.9
+    sample: Sample | dict[str, Sample] = Sample(train=25, test=25)
+    train: AttentionClusterTrain = AttentionClusterTrain()
+
+
+class TsLstmTrain(TrainConfig):
+    """The authors' code: Adam 1e-4, 100 epochs, batches of 64, each gradient clamped to 5."""
+
+    epochs: PositiveInt = 100
+    batch: PositiveInt = 64
+    lr: PositiveFloat = 1e-4
+    clip_value: PositiveFloat | None = 5.0
+
+
+class TsLstmConfig(StepsConfig):
+    """TS-LSTM (2017): segments with batch norm and max-pooling, then an LSTM."""
+
+    kind: Literal["ts_lstm"] = "ts_lstm"
+    segments: PositiveInt = Field(5, description="3 in the authors' code, 5 in Attention Clusters")
+    hidden: PositiveInt = 512
+    dropout: Share = 0.0
+    sample: Sample | dict[str, Sample] = Sample(train=25, test=25)
+    train: TsLstmTrain = TsLstmTrain()
+
+
+class TemporalInceptionTrain(TrainConfig):
+    """The authors' code: Adam 5e-5 with a weight decay of 0.1, 30 epochs, batches of 16."""
+
+    batch: PositiveInt = 16
+    lr: PositiveFloat = 5e-5
+    weight_decay: NonNegativeFloat = 0.1
+
+
+class TemporalInceptionConfig(StepsConfig):
+    """Temporal-Inception (2017): convolutions along time."""
+
+    kind: Literal["temporal_inception"] = "temporal_inception"
+    hidden: PositiveInt = 1024
+    dropout: Share = 0.2
+    sample: Sample | dict[str, Sample] = Sample(train=25, test=25)
+    train: TemporalInceptionTrain = TemporalInceptionTrain()
+
+
+class BiLstmConfig(BaseConfig):
+    """Bi-LSTM of Attention Clusters (CVPR 2018), appendix B, with that paper's recipe."""
+
+    kind: Literal["bilstm"] = "bilstm"
+    hidden: PositiveInt | dict[str, PositiveInt] = Field(
+        1024, description="units a direction; 512 for the paper's flow and sound"
+    )
+    dropout: Share = 0.9
+    sample: Sample | dict[str, Sample] = Sample(train=15, test=20)
+    train: AttentionClusterTrain = AttentionClusterTrain()
+
+
+class VtnTrain(TrainConfig):
+    """VTN (2019), §4: Adam 1e-4 with L2 of 1e-4, a tenth of the rate where the loss stays, about 50 epochs."""
+
+    epochs: PositiveInt = 50
+    batch: PositiveInt = 32
+    lr: PositiveFloat = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
+    schedule: Schedule = Plateau(patience=3)
+
+
+class StackedLstmConfig(StepsConfig):
+    """Stacked LSTMs, the baseline of VTN (2019), with its recipe."""
+
+    kind: Literal["stacked_lstm"] = "stacked_lstm"
+    layers: PositiveInt = 3
+    hidden: PositiveInt = 512
+    dropout: Share = Field(0.5, description="of the features")
+    between: Share = Field(0.2, description="dropout between layers")
+    sample: Sample | dict[str, Sample] = Sample(train=16, test=16)
+    train: VtnTrain = VtnTrain()
+
+
+class VtnConfig(StepsConfig):
+    """VTN decoder (2019) on cached features."""
+
+    kind: Literal["vtn"] = "vtn"
+    profile: Literal["paper", "code"] = Field("paper", description="where the two differ: heads/vtn.py")
+    blocks: PositiveInt = 4
+    heads: PositiveInt = 8
+    dim: PositiveInt = 512
+    length: PositiveInt = Field(16, description="frames it looks at; a longer video gives so many at equal intervals")
+    shared: bool = Field(False, description="one block, applied again and again")
+    output_projection: bool = False
+    norm: Literal["post", "pre", "none"] = "post"
+    positions: bool = True
+    embed: Literal["profile", "auto", "always"] = Field(
+        "profile", description="a linear layer to `dim`: always, or where features are of another width"
+    )
+    sample: Sample | dict[str, Sample] = Sample(train=16, test=16)
+    train: VtnTrain = VtnTrain()
+
+    @model_validator(mode="after")
+    def _whole_heads(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"a dim that {self.heads} heads divide, not {self.dim}")
+        return self
+
+
+class NetVladConfig(BaseConfig):
+    """NetVLAD (CVPR 2016)."""
+
+    kind: Literal["netvlad"] = "netvlad"
+    centres: PositiveInt = 64
+    dropout: Share = 0.5
+    train: TrainConfig = TrainConfig()
+
+
+class NextVladConfig(BaseConfig):
+    """NeXtVLAD (ECCV workshops 2018), its sizes for YouTube-8M."""
+
+    kind: Literal["nextvlad"] = "nextvlad"
+    centres: PositiveInt = 128
+    groups: PositiveInt = 8
+    expansion: PositiveInt = 2
+    hidden: PositiveInt = 1024
+    squeeze: PositiveInt = Field(16, description="the gates' bottleneck is so many times narrower")
+    dropout: Share = 0.5
+    train: TrainConfig = TrainConfig()
+
+
+class RidgeConfig(BaseConfig):
+    """One-vs-rest ridge regression on the mean row, in closed form; nothing to train."""
+
+    chance: ClassVar[bool] = False
+    kind: Literal["ridge"] = "ridge"
+    alpha: PositiveFloat = Field(1.0, description="weight of the penalty, as scikit-learn counts it")
+    standardise: bool = Field(False, description="scale each input to unit deviation over the training videos first")
+
+
+class SvmConfig(BaseConfig):
+    """A linear support vector machine for each class on the mean row, by scikit-learn."""
+
+    chance: ClassVar[bool] = False
+    kind: Literal["svm"] = "svm"
+    c: PositiveFloat = Field(1.0, description="inverse weight of the penalty")
+
+
+class LogisticConfig(BaseConfig):
+    """Logistic regression on the mean row, by scikit-learn."""
+
+    chance: ClassVar[bool] = False
+    kind: Literal["logistic"] = "logistic"
+    c: PositiveFloat = Field(1.0, description="inverse weight of the penalty")
+
+
+class NetworkConfig(Config):
+    """A CNN by name, as `extract.networks.build` makes it."""
+
+    name: str = Field(min_length=1)
+    library: Literal["timm", "torchvision", "framepool"] = "timm"
+    reads: Literal["rgb", "flow", "rgbdiff", "logmel"] = Field(
+        "rgb",
+        description="what the rows are: pictures or clips, stacks of flow, snippets to take differences of, log-mel",
+    )
+    weights: str | None = Field(None, description="null: random; DEFAULT: the library's own; else a file")
+    options: dict[str, Any] = Field(default_factory=dict, description="passed to the library")
+
+    @model_validator(mode="after")
+    def _ours_hear(self) -> Self:
+        if self.library == "framepool" and self.reads != "logmel":
+            raise ValueError(f"reads: logmel with library: framepool, whose networks hear, not {self.reads}")
+        return self
+
+
+class TsnTrain(TrainConfig):
+    """Temporal Segment Networks, the authors' RGB settings for UCF101."""
+
+    epochs: PositiveInt = 80
+    optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "sgd"
+    momentum: Share = 0.9
+    weight_decay: NonNegativeFloat = 5e-4
+    schedule: Schedule = Step(at=(30, 60))
+    clip: PositiveFloat | None = 20.0
+
+
+class TsnConfig(BaseConfig):
+    """Temporal Segment Networks (ECCV 2016): a CNN over maps, averaged over segments."""
+
+    kind: Literal["tsn"] = "tsn"
+    network: NetworkConfig
+    crop_px: PositiveInt | None = Field(None, description="side of the CNN's input; null: as its weights want it")
+    augment: Literal["none", "crop", "crop_flip"] = Field(
+        "crop_flip", description="TSN's multi-scale crop, and mirroring, which turns flow around; none for log-mel"
+    )
+    dropout: Share = 0.8
+    partial_bn: bool = Field(False, description="freeze every batch norm but the first, for fine-tuning")
+    first_conv_lr: PositiveFloat = Field(
+        1.0,
+        description="factor of the first convolution's learning rate; the authors' is 5 for flow, begun from colours",
+    )
+    precision: Literal["fp32", "bf16"] = "fp32"
+    missing: Literal["mean", "none"] = "none"
+    sample: Sample | dict[str, Sample] = Sample(train=3, test=25)
+    train: TsnTrain = TsnTrain()
+
+    @model_validator(mode="after")
+    def _maps(self) -> Self:
+        if self.missing != "none":
+            raise ValueError("missing: none, as the mean of maps is no map")
+        if self.network.reads == "logmel" and (self.augment != "none" or self.crop_px is not None):
+            raise ValueError(
+                "augment: none and no crop_px with network.reads: logmel, whose two sides are time and pitch"
+            )
+        return self
+
+    def options(self) -> dict[str, Any]:
+        return {name: value for name, value in super().options().items() if name != "network"}
+
+
+class FusionConfig(Config):
+    """The mean of what other heads of the config say; `heads: {rgb: 1, flow: 1.5}` gives them weights."""
+
+    chance: ClassVar[bool] = True
+    features: ClassVar[tuple[str, ...]] = ()  # its members read them
+
+    kind: Literal["fusion"] = "fusion"
+    heads: tuple[str, ...] | dict[str, PositiveFloat] = Field(description="names of two or more other heads")
+    of: Literal["logits", "softmax"] = "logits"
+
+    @model_validator(mode="after")
+    def _several(self) -> Self:
+        if len(self.weights) < 2 or len(self.weights) < len(self.heads):
+            raise ValueError(f"two or more heads, each once, not {', '.join(self.heads) or 'none'}")
+        return self
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each member, not yet scaled to a sum of 1."""
+        return dict(self.heads) if isinstance(self.heads, dict) else dict.fromkeys(self.heads, 1.0)
+
+
+HeadConfig = Annotated[
+    AverageConfig
+    | AttentionClusterConfig
+    | FlattenConfig
+    | TsLstmConfig
+    | TemporalInceptionConfig
+    | BiLstmConfig
+    | StackedLstmConfig
+    | VtnConfig
+    | NetVladConfig
+    | NextVladConfig
+    | RidgeConfig
+    | SvmConfig
+    | LogisticConfig
+    | TsnConfig
+    | FusionConfig,
+    Field(discriminator="kind"),
+]
+
+# bumped when a change to the code changes a head's numbers
+NUMERICS: Final = {
+    **dict.fromkeys(("average", "attention_cluster", "ridge", "tsn"), 2),
+    **dict.fromkeys(("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm", "vtn"), 1),
+    **dict.fromkeys(("netvlad", "nextvlad", "svm", "logistic", "fusion"), 1),
+}

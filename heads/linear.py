@@ -1,0 +1,97 @@
+"""Linear support vector machine and logistic regression on the mean row, by scikit-learn: yardsticks of trained heads.
+
+Inputs are scaled to mean 0 and deviation 1 over the training videos; the solution is kept as a linear layer on the bare
+rows. The machine tells each class from the rest (squared hinge); the regression is multinomial, or one against the
+rest where a video has several labels. A class without a training video is never predicted. A modality without rows
+counts as zeros with `missing: none`.
+Legend: B videos, L rows, D dims of all modalities, C classes.
+
+    head = heads.build("svm", {"rgb": (1280,)}, num_classes=6, c=1.0)
+    head.fit([(rows, masks, one_hot)])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from features.errors import FramepoolError
+from heads.base import Head, Shapes, masked_mean, vector_sizes
+
+_NEVER: Final = -1e4  # logit of a class that training has not seen
+_STEPS: Final = 2000
+
+
+class _Linear(Head):
+    fitted = True
+
+    def __init__(self, shapes: Shapes, num_classes: int, *, c: float) -> None:
+        super().__init__(shapes, num_classes)
+        self.c = c
+        self.classifier = nn.Linear(sum(vector_sizes("linear", shapes).values()), num_classes)
+
+    def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        """(B,L,D) a modality -> (B,C)."""
+        logits: Tensor = self.classifier(self._means(features, masks))
+        return logits
+
+    def _means(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        return torch.cat([masked_mean(features[m], masks[m]) for m in self.shapes], dim=1)  # (B,D)
+
+    @torch.no_grad()
+    def fit(self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]) -> None:
+        """Solve for the weights, from the means of all training videos at once."""
+        found = [(self._means(rows, masks).cpu(), targets.cpu()) for rows, masks, targets in batches]
+        if not found:
+            raise FramepoolError("a linear head has no training videos")
+        means, targets = (torch.cat(part).double().numpy() for part in zip(*found, strict=True))
+        centre, scale = means.mean(axis=0), means.std(axis=0)
+        scale = np.where(scale > 1e-9, scale, np.inf)  # a constant input says nothing
+        weights, biases = self._solve((means - centre) / scale, targets > 0.5)
+        weights = weights / scale
+        self.classifier.weight.copy_(torch.from_numpy(weights))
+        self.classifier.bias.copy_(torch.from_numpy(biases - weights @ centre))
+
+    def _solve(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
+        """(V,D), (V,C) bool -> (C,D), (C,)."""
+        weights, biases = np.zeros((targets.shape[1], inputs.shape[1])), np.full(targets.shape[1], _NEVER)
+        for number, positive in enumerate(targets.T):
+            if positive.all():
+                biases[number] = -_NEVER
+            elif positive.any():
+                solver = self._one().fit(inputs, positive)
+                weights[number], biases[number] = solver.coef_[0], solver.intercept_[0]
+        return weights, biases
+
+    def _one(self) -> Any:
+        raise NotImplementedError
+
+
+class Svm(_Linear):
+    """A machine for each class."""
+
+    def _one(self) -> Any:
+        from sklearn.svm import LinearSVC
+
+        return LinearSVC(C=self.c, max_iter=_STEPS, random_state=0)
+
+
+class Logistic(_Linear):
+    """All classes together where each video has one."""
+
+    def _solve(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
+        if not (targets.sum(axis=1) == 1).all() or targets.any(axis=0).sum() < 3:
+            return super()._solve(inputs, targets)
+        solver = self._one().fit(inputs, targets.argmax(axis=1))
+        weights, biases = np.zeros((targets.shape[1], inputs.shape[1])), np.full(targets.shape[1], _NEVER)
+        weights[solver.classes_], biases[solver.classes_] = solver.coef_, solver.intercept_
+        return weights, biases
+
+    def _one(self) -> Any:
+        from sklearn.linear_model import LogisticRegression
+
+        return LogisticRegression(C=self.c, max_iter=_STEPS)
