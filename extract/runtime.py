@@ -196,7 +196,7 @@ class Compared:
 
     def __init__(self, own: Callable[[], Engine], exact: Callable[[], Engine], tell: Callable[[float], None]) -> None:
         self._make, self._exact, self._tell = own, exact, tell
-        self._own: Engine | None = None
+        self._own: Any = None
         self._reference: Rows | None = None
 
     def start(self, samples: Rows) -> Any:
@@ -210,7 +210,6 @@ class Compared:
 
     def finish(self, ticket: Any) -> Rows:
         """Its rows."""
-        assert self._own is not None
         rows: Rows = self._own.finish(ticket)
         if self._reference is not None:
             with np.errstate(all="ignore"):

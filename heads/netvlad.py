@@ -62,8 +62,7 @@ class _NextVlad(nn.Module):
 
     def __init__(self, dim: int, centres: int, groups: int, expansion: int) -> None:
         super().__init__()
-        width = -(-expansion * dim // groups)
-        self.groups, self.size = groups, centres * width
+        width, self.groups = _width(dim, groups, expansion), groups
         self.widen = nn.Linear(dim, groups * width)
         self.gate, self.assign = nn.Linear(groups * width, groups), nn.Linear(groups * width, groups * centres)
         self.centres = nn.Parameter(torch.randn(centres, width) * width**-0.5)
@@ -96,7 +95,7 @@ class NextVlad(Head):
         super().__init__(shapes, num_classes)
         dims = vector_sizes("nextvlad", shapes)
         self.vlads = nn.ModuleDict({m: _NextVlad(dim, centres, groups, expansion) for m, dim in dims.items()})
-        size = sum(_size(vlad) for vlad in self.vlads.values())
+        size = centres * sum(_width(dim, groups, expansion) for dim in dims.values())
         self.norm, self.dropout = BatchNorm(size), Dropout(dropout)
         self.hidden, self.norm_hidden = nn.Linear(size, hidden, bias=False), BatchNorm(hidden)
         few = max(1, hidden // squeeze)
@@ -113,10 +112,8 @@ class NextVlad(Head):
         return logits
 
 
-def _size(vlad: nn.Module) -> int:
-    size = vlad.size
-    assert isinstance(size, int)
-    return size
+def _width(dim: int, groups: int, expansion: int) -> int:
+    return -(-expansion * dim // groups)
 
 
 def _normal(residuals: Tensor) -> Tensor:

@@ -55,15 +55,15 @@ class BatchNorm(nn.BatchNorm1d):
         flat = rows.reshape(-1, rows.shape[-1])
         if not self.training:
             return super().forward(flat).view_as(rows)
-        kept = flat if mask is None or bool(mask.all()) else flat[mask.reshape(-1)]
+        there = None if mask is None or bool(mask.all()) else mask.reshape(-1)
+        kept = flat if there is None else flat[there]
         if len(kept) < 2:
             self.eval()
             found = super().forward(flat)
             self.train()
             return found.view_as(rows)
         normal = super().forward(kept)
-        if kept is flat:
+        if there is None:
             return normal.view_as(rows)
-        assert mask is not None
         placed = torch.zeros_like(flat, dtype=normal.dtype)
-        return placed.index_put((mask.reshape(-1).nonzero()[:, 0],), normal).view_as(rows)
+        return placed.index_put((there.nonzero()[:, 0],), normal).view_as(rows)

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, model
 
 from extract.config import ExtractorConfig, FromRun, Networked
 from features.errors import UserError, nearest
-from features.recipe import Config
+from features.recipe import Config, file_sha256
 from features.videolist.config import VideoSource
 from heads.kinds import FusionConfig, HeadConfig, TsnConfig
 
@@ -100,6 +100,16 @@ def trainer(extractor: Any) -> str | None:
     """The head whose run makes the weights of `extractor`, if any."""
     weights = extractor.network.weights if isinstance(extractor, Networked) else None
     return weights.run if isinstance(weights, FromRun) else None
+
+
+def weights_digest(weights: FromRun | Path | str, where: str) -> str:
+    """What of given weights goes into a recipe: the file's sha256, or DEFAULT. Raises `UserError` without the file."""
+    if isinstance(weights, FromRun) or weights == "DEFAULT":
+        return "DEFAULT"
+    path = Path(weights)
+    if not path.is_file():
+        raise UserError("weights are not there", where=f"{where}.network.weights", expected="a file", got=path)
+    return file_sha256(path)
 
 
 def datasets() -> list[str]:

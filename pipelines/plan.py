@@ -18,14 +18,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from extract.config import AnyExtractor, FromRun, Networked, Tvl1, recipe
+from extract.config import AnyExtractor, Networked, Tvl1, recipe
 from features import videolist
 from features.errors import UserError, nearest
 from features.manifest import manifest_path
-from features.recipe import digest, file_sha256
+from features.recipe import digest
 from features.videolist import Video, VideoList
 from heads.kinds import NUMERICS, FusionConfig, TsnConfig
-from pipelines.config import Dataset, Rendered, config_path, load, trainer
+from pipelines.config import Dataset, Rendered, config_path, load, trainer, weights_digest
 from pipelines.datasets import demo
 
 WORK = Path("work")
@@ -291,7 +291,7 @@ class Plan:
             return Store(self, extractor, run.split, recipe(config, weights, source_digest))
         weights = None
         if isinstance(config, Networked):
-            weights = _weights_digest(config.network.weights, self._place("extractors", extractor))
+            weights = weights_digest(config.network.weights, self._place("extractors", extractor))
         return Store(self, extractor, source.split if source else None, recipe(config, weights, source_digest))
 
     @lru_cache  # noqa: B019
@@ -313,7 +313,7 @@ class Plan:
         if isinstance(config, FusionConfig):
             value["runs"] = {name: self.run(name, split).digest for name in config.weights}
         if isinstance(config, TsnConfig) and config.network.weights is not None:
-            value["weights"] = _weights_digest(config.network.weights, self._place("heads", head))
+            value["weights"] = weights_digest(config.network.weights, self._place("heads", head))
         return Run(self, head, split, value)
 
     @lru_cache  # noqa: B019
@@ -392,15 +392,6 @@ def requested(targets: Iterable[str]) -> list[Plan]:
     for plan in plans:
         plan.runs()
     return plans
-
-
-def _weights_digest(weights: FromRun | Path | str, where: str) -> str:
-    if isinstance(weights, FromRun) or weights == "DEFAULT":
-        return "DEFAULT"
-    path = Path(weights)
-    if not path.is_file():
-        raise UserError("weights are not there", where=f"{where}.network.weights", expected="a file", got=path)
-    return file_sha256(path)
 
 
 __all__ = ["Dataset", "Plan", "Run", "Store", "of", "requested"]

@@ -140,7 +140,7 @@ def test_a_fusion_follows_its_members(copy: Path) -> None:
     for record in (copy / "work/tiny/runs").glob("*/seed0/predictions.npz"):
         scores[record.parts[-3].split("-")[0]] = np.load(record)["logits"]
     np.testing.assert_allclose(scores["both"], (scores["average"] + 2 * scores["ridge"]) / 3, rtol=1e-4, atol=1e-5)
-    assert json.loads((folder / "trained.json").read_text())["metrics"]["0"]["n_test"] == 3
+    assert json.loads((folder / "trained.json").read_text())["metrics"]["0"]["n_test"] == 2
     assert "evaluate work/tiny/runs/average" in world.framepool(copy, "evaluate", str(folder / "seed0"), code=2)
     config["heads"]["average"]["dropout"] = 0.25
     world.write_config(copy, config)
