@@ -50,7 +50,8 @@ def main() -> None:
         run_peer(args.run)
         return
     if not (args.peer / "main.py").is_file():
-        raise SystemExit(f"no clone of video_features at {args.peer}; benchmarks/README.md has the figures of before")
+        told = Path(__file__).with_name("README.md").read_text().split("\n## ")[1]
+        raise SystemExit(f"no clone of video_features at {args.peer}; not measured now, but before:\n\n{told}")
     print(f"{CORES} cores, {processor()}; whole processes, rows a second and peak MB", flush=True)
     with tempfile.TemporaryDirectory(dir=Path("work") if Path("work").is_dir() else None) as folder:
         shutil.copytree(args.peer, Path(folder) / "peer", ignore=shutil.ignore_patterns(".git", "*.pt", "*.mp4"))

@@ -164,7 +164,7 @@ def test_a_device_that_is_not_here(folder: Path) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("runtime", ["torch", "openvino"])
+@pytest.mark.parametrize("runtime", ["openvino", pytest.param("torch", marks=pytest.mark.slow)])
 def test_the_shared_mobilenet_gives_its_reference_features(runtime: str, tmp_path: Path) -> None:
     which = Model(config(runtime), config(runtime).network.weights)  # type: ignore[arg-type]
     got = rows(which, tmp_path, batches(photos(), 8), threads=2)

@@ -20,7 +20,7 @@ NAMES = ("baby_5000ms", "baby_975ms", "dog_975ms", "jingle_975ms", "torchvggish_
 
 
 @needs_shared
-@pytest.mark.parametrize("runtime", ["openvino", "torch"])
+@pytest.mark.parametrize("runtime", ["openvino", pytest.param("torch", marks=pytest.mark.slow)])
 def test_embeddings_of_the_five_files(tmp_path: Path, runtime: str) -> None:
     parse = TypeAdapter(ExtractorConfig).validate_python
     network = {"name": "yamnet", "library": "framepool", "weights": WEIGHTS}

@@ -143,7 +143,7 @@ def test_of_two_extractors_one_works_and_the_other_says_who(small_world: Path, t
 
 
 def test_two_extractors_at_once_end_in_one_shard(small_world: Path, tmp_path: Path) -> None:
-    for trial in range(4):
+    for trial in range(3):
         store = tmp_path / f"store{trial}"
         both = [world.run(small_world, store) for _ in range(2)]
         for process in both:

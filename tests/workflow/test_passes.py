@@ -33,11 +33,22 @@ def config() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Made from nothing: the first run of all extractors."""
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nothing is made yet."""
     folder = world.build(tmp_path_factory.mktemp("passes") / "made")
     world.write_config(folder, config())
-    assert world.planned(folder) == {
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(fresh: Path) -> Path:
+    """Made from nothing: the first run of all extractors."""
+    world.snakemake(fresh)
+    return fresh
+
+
+def test_what_is_missing_is_made_together(fresh: Path) -> None:
+    assert world.planned(fresh) == {
         "index": 1,
         "extract_tiny_rgb_pixels_tvl1": 3,
         "extract": 3,  # flow, from its store
@@ -45,16 +56,16 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "train": 3,
         "assemble": 1,
     }
-    world.snakemake(folder)
-    return folder
 
 
+@pytest.mark.slow
 def test_a_second_run_has_nothing_to_do(shared: Path) -> None:
     """Although the rule that made the shards is gone, and so are the temporary rows."""
     assert world.planned(shared) == {}
     assert "Nothing to be done" in world.snakemake(shared)
 
 
+@pytest.mark.slow
 def test_temporary_rows_are_gone_and_told_of(shared: Path) -> None:
     left = sorted(p.name for p in world.store(shared, "tvl1").iterdir() if p.suffix != ".lock")
     assert left == ["store.json"]
@@ -120,7 +131,7 @@ def test_an_extractor_that_is_not_stored(shared: Path, tmp_path: Path) -> None:
     assert "tvl1 has store: false" in world.framepool(folder, "index", "tiny", code=2)
 
 
-def test_more_than_the_disk_may_hold(shared: Path, tmp_path: Path) -> None:
+def test_more_than_the_disk_may_hold(tmp_path: Path) -> None:
     folder = world.build(tmp_path / "budget")
     world.write_config(folder, {**config(), "disk_gb": 0.0001})
     said = world.framepool(folder, "index", "tiny", code=2)
