@@ -23,7 +23,7 @@ from features.errors import FramepoolError
 from heads.base import Head, Shapes, masked_mean, vector_sizes
 
 _NEVER: Final = -1e4  # logit of a class that training has not seen
-_STEPS: Final = 2000
+_STEPS: Final = 20_000
 
 
 class _Linear(Head):
