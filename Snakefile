@@ -8,6 +8,7 @@ import sys
 from snakemake.utils import min_version
 from features.errors import FramepoolError
 from pipelines import plan, running
+from pipelines.groups import groups
 from pipelines.passes import mentioned, passes
 
 min_version("9.1.0")

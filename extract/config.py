@@ -91,13 +91,16 @@ class Transform(Config):
 
 
 class FromRun(Config):
-    """Weights that a run of this dataset trained: the `network` of the head named `run`, first seed, same split."""
+    """Weights that a run trained: the `network` of the head named `run`, first seed, same split; of another dataset its
+    first split."""
 
     run: str
+    dataset: str | None = Field(None, description="the dataset whose head it is; null: this one")
 
 
 class NetworkConfig(Config):
-    """A network of timm, torchvision (2D and 3D) or our own (`framepool`: yamnet, vggish, vgg16_audio), by name.
+    """A network of timm, torchvision (2D and 3D) or our own (`framepool`: yamnet, vggish, vgg16_audio, flash_cnn), by
+    name.
 
     `weights` is a local file, ``DEFAULT`` (downloaded by the library), or ``{run: HEAD}``. `options` go to the
     library's constructor. `layer` names a module whose output is wanted instead of the pooled features before the
@@ -200,6 +203,12 @@ class Logmel(Extractor):
     limits: Limits = Limits()
 
 
+class Frames(Extractor):
+    """Frames of a dataset whose videos are made as they are read: uint8 (H, W, C) rows, all of them."""
+
+    kind: Literal["frames"]
+
+
 class Networked(Extractor):
     """An extractor whose rows come out of a network, float16.
 
@@ -229,9 +238,9 @@ class Networked(Extractor):
 
 
 class Pictured(FromVideo, Networked):
-    """A network on pictures: of the video, or of a `pixels` store, whose sampling and limits it then follows."""
+    """A network on pictures: of the video, or of a `pixels` or `frames` store, whose sampling and limits it follows."""
 
-    reads: ClassVar[tuple[str, ...]] = ("pixels",)
+    reads: ClassVar[tuple[str, ...]] = ("pixels", "frames")
     source: str | None = None  # type: ignore[assignment]
 
     @model_validator(mode="after")
@@ -306,10 +315,13 @@ class Audio(Mapped):
     kind: Literal["audio"]
 
 
-ExtractorConfig = Annotated[Pixels | Tvl1 | Logmel | Rgb | RgbDiff | Trunk | Flow | Audio, Field(discriminator="kind")]
-AnyExtractor = Pixels | Tvl1 | Logmel | Rgb | RgbDiff | Trunk | Flow | Audio
+AnyExtractor = Pixels | Tvl1 | Logmel | Frames | Rgb | RgbDiff | Trunk | Flow | Audio
+ExtractorConfig = Annotated[AnyExtractor, Field(discriminator="kind")]
 # Bumped by hand when a change to the code changes the rows.
-NUMERICS: Final = {"pixels": 2, "tvl1": 1, "logmel": 1, "rgb": 2, "rgbdiff": 1, "trunk": 1, "flow": 1, "audio": 1}
+NUMERICS: Final = {
+    **dict.fromkeys(("pixels", "rgb"), 2),
+    **dict.fromkeys(("tvl1", "logmel", "frames", "rgbdiff", "trunk", "flow", "audio"), 1),
+}
 
 
 def own_frames(sampling: Uniform | Every | Fps | Segments | Clips) -> int:
@@ -328,9 +340,11 @@ def snippet(config: FromVideo) -> tuple[int, int]:
     return own_frames(config.sampling), 1
 
 
-def recipe(config: Extractor, weights: str | None = None, source: str | None = None) -> dict[str, Any]:
-    """Everything that can change the rows of `config`: its fields, the code's `NUMERICS`, and what names its `weights`
-    and its `source`.
+def recipe(
+    config: Extractor, weights: str | None = None, source: str | None = None, generator: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Everything that can change the rows of `config`: its fields, the code's `NUMERICS`, and what names its `weights`,
+    its `source` and the `generator` of its frames.
 
     `weights`: the sha256 of a given file, the digest of the run that trains them, or ``DEFAULT``. `source`: the digest
     of the recipe of the extractor that it reads.
@@ -343,6 +357,8 @@ def recipe(config: Extractor, weights: str | None = None, source: str | None = N
             value.pop(field, None)
     if "limits" in value:
         del value["limits"]["timeout_s"]
+    if generator is not None:
+        value["generator"] = generator
     if isinstance(config, Networked):
         value["runtime"] = config.chosen_runtime
         value["network"]["weights"] = weights

@@ -95,7 +95,7 @@ class Model:
         if self.reads == "rgbdiff":
             pairs = self.source_shape[0] - 1 if self.source_shape else self.config.pairs  # type: ignore[attr-defined]
             return 3 * int(pairs)
-        return {"flow": (self.source_shape or (2,))[-1], "logmel": 1}.get(self.reads, 3)
+        return {"flow": (self.source_shape or (2,))[-1], "logmel": 1}.get(self.reads, (self.source_shape or (3,))[-1])
 
     def _transform(self, own: Any) -> dict[str, Any]:
         """What the config leaves out comes with the weights."""
@@ -133,7 +133,7 @@ class Model:
             return (b, crop, crop, self.source_shape[-1]), np.dtype(np.uint8)
         frames = snippet(config)[0] if isinstance(config, Pictured) else 1
         if self.source_shape is not None:
-            return (b, *self.source_shape[:-3], crop, crop, 3), np.dtype(np.uint8)
+            return (b, *self.source_shape[:-3], crop, crop, self.source_shape[-1]), np.dtype(np.uint8)
         return (b, *((frames,) if frames > 1 else ()), crop, crop, 3), np.dtype(np.uint8)
 
     def key(self) -> str:

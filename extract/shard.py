@@ -7,7 +7,8 @@ again and passes over the rows that are already there.
 
     extract_shards([Task(extractor="rgb", config=config, ...)], workers=2)
 
-Rows of an extractor that is not stored go straight to the one that reads it (`extract.lanes`).
+Rows of an extractor that is not stored go straight to the one that reads it (`extract.lanes`). Frames that a generator
+makes take the place of decoded ones.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol
 
 import numpy as np
 
 from extract.calibration import Calibration
-from extract.config import AnyExtractor, FromVideo, Networked, Tvl1
+from extract.config import AnyExtractor, Frames, FromVideo, Networked, Tvl1
 from extract.decoders import Decoders, End, Row
 from extract.fingerprint import Item, list_digest
 from extract.flow import FlowEngine
 from extract.lanes import Lane, PassOn, Plain, Writer
 from extract.progress import Progress
 from extract.runtime import Compared, Engine, Model, engine, prepare
-from extract.samples import PATCH, AnyJob, job_of
+from extract.samples import PATCH, AnyJob, Array, job_of
 from features.atomic import Lock, make_folder
 from features.errors import FramepoolError, UserError
 from features.journal import Journal
@@ -37,7 +38,19 @@ from features.outcome import Outcome
 from features.recipe import digest, file_sha256
 from features.store import partial_path, publish, republish, stream_shard
 
-LOCK_WAIT_S = 10.0  # a killed workflow's job needs a moment to end
+LOCK_WAIT_S: Final = 10.0  # a killed workflow's job needs a moment to end
+FRAME_US: Final = 40_000  # of a made video
+
+
+class Generator(Protocol):
+    """Makes the frames of videos, where there are no files."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W, C) of a frame."""
+
+    def frames(self, video: str) -> Array:
+        """(L, H, W, C) uint8 of the video with this id."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,8 @@ class Task:
     """One shard of one extractor. `weights` is where the config's weights really are; `recipe` names the store.
 
     `source` is what it reads: the video (None), the folder of another extractor's store, or the task of one that is
-    not stored. `calibration` are videos of the dataset, the same for every shard, for int8.
+    not stored. `calibration` are videos of the dataset, the same for every shard, for int8. Where videos are made, it
+    is by the `generator`.
     """
 
     extractor: str
@@ -59,6 +73,7 @@ class Task:
     cache: Path  # of converted networks
     source: Path | Task | None = None
     calibration: tuple[Item, ...] = ()
+    generator: Generator | None = None
 
     @property
     def wanted(self) -> tuple[Any, ...]:
@@ -140,6 +155,8 @@ class _Stage:
             side = job.shape[-2:] if isinstance(config, Tvl1) else job.shape
             shape = (*side, 2 * config.pairs) if isinstance(config, Tvl1) else side
             facts = {"transform": transform, "row_shape": list(shape), "dtype": "uint8"}
+        elif task.generator is not None and isinstance(config, Frames):
+            facts = {"row_shape": list(task.generator.shape), "dtype": "uint8"}
         else:
             facts = {"row_shape": list(PATCH), "dtype": "float32"}
         if source is not None:
@@ -162,6 +179,8 @@ class _Stage:
         if self.model is not None and (source := self.facts.get("source")):
             shape, crop = tuple(source["row_shape"]), self.facts["transform"].get("crop")
             return shape, np.dtype(source["dtype"]), crop
+        if isinstance(self.task.config, Frames):
+            return tuple(self.facts["row_shape"]), np.dtype(np.uint8), None
         return self.job.shape, self.job.dtype, None
 
     def engine(self, threads: int, precision: str | None = None) -> Engine:
@@ -260,11 +279,15 @@ def _fill(makings: Sequence[_Making], workers: int) -> None:
             for n, making in enumerate(makings):
                 for video in making.missing:
                     wanted.setdefault(video, []).append(n)
-            for video in [v for v in sorted(wanted) if not items[v].path]:
+            generator = makings[0].stage.first.task.generator
+            for video in sorted(wanted) if generator is not None else ():
+                for n in wanted[video]:
+                    _generated(generator, video, items[video].id, lanes[n])  # type: ignore[arg-type]
+            for video in [v for v in sorted(wanted) if not items[v].path and generator is None]:
                 missing = Outcome(outcome="undecodable", reason="no such file under the root")
                 for n in wanted.pop(video):
                     lanes[n].push(End(video, missing))
-            if wanted:
+            if wanted and generator is None:
                 paths = {v: root / items[v].path for v in wanted}
                 jobs = [making.stage.first.job for making in makings]
                 for item in stack.enter_context(Decoders(jobs, paths, workers, wanted)):
@@ -273,6 +296,13 @@ def _fill(makings: Sequence[_Making], workers: int) -> None:
             lane.flush()
     for making in makings:
         making.progress.close()
+
+
+def _generated(generator: Generator, video: int, id: str, lane: Lane) -> None:
+    frames = generator.frames(id)
+    for number, frame in enumerate(frames):
+        lane.push(Row(video, number * FRAME_US + FRAME_US // 2, frame))
+    lane.push(End(video, Outcome(outcome="ok", rows=len(frames), decoded=len(frames), promised=len(frames))))
 
 
 def _from_store(source: Path, making: _Making, lane: Lane) -> None:

@@ -9,13 +9,16 @@ A new head is a file with a `Head`, its config in `heads.kinds`, and a line here
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from features.errors import UserError, nearest
 from heads import kinds as configs
-from heads.config import BaseConfig
+from heads.config import EMPTY, BaseConfig
 
 if TYPE_CHECKING:
     from heads.base import Head
@@ -32,6 +35,7 @@ HEADS: Final[Mapping[str, tuple[str, type[BaseConfig]]]] = MappingProxyType(
         "vtn": ("heads.vtn:Vtn", configs.VtnConfig),
         "netvlad": ("heads.netvlad:NetVlad", configs.NetVladConfig),
         "nextvlad": ("heads.netvlad:NextVlad", configs.NextVladConfig),
+        "noisy_or": ("heads.noisy_or:NoisyOr", configs.NoisyOrConfig),
         "ridge": ("heads.ridge:Ridge", configs.RidgeConfig),
         "svm": ("heads.linear:Svm", configs.SvmConfig),
         "logistic": ("heads.linear:Logistic", configs.LogisticConfig),
@@ -41,24 +45,36 @@ HEADS: Final[Mapping[str, tuple[str, type[BaseConfig]]]] = MappingProxyType(
 
 
 def build(
-    name: str, shapes: Mapping[str, tuple[int, ...]], num_classes: int, *, network: Any = None, **options: Any
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    num_classes: int,
+    *,
+    network: Any = None,
+    classes: Sequence[str] = (),
+    **options: Any,
 ) -> Head:
     """The head `name` for rows of `shapes` (modality: *D), with the defaults of its config.
 
-    An end-to-end head takes its CNN as `network`: an `extract.networks` network, or a mapping as in the YAML.
+    An end-to-end head takes its CNN as `network`: an `extract.networks` network, or a mapping as in the YAML. The names
+    of the `classes` are needed with `codes`.
     """
     if name not in HEADS:
         raise UserError("unknown head", got=name, fix=nearest(name, HEADS))
     given = {} if network is None else {"network": network if isinstance(network, Mapping) else {"name": "given"}}
     config = HEADS[name][1].parse({"features": list(shapes), **given, **options}, where=f"head {name}")
     built = None if network is None or isinstance(network, Mapping) else network
-    return from_config(config, shapes, num_classes, network=built)
+    return from_config(config, shapes, num_classes, network=built, classes=classes)
 
 
 def from_config(
-    config: BaseConfig, shapes: Mapping[str, tuple[int, ...]], num_classes: int, *, network: Any = None
+    config: BaseConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    num_classes: int,
+    *,
+    network: Any = None,
+    classes: Sequence[str] = (),
 ) -> Head:
-    """The head that `config` describes; `network` overrides the one that its config names."""
+    """The head that `config` describes; `network` overrides the one that its config names, `classes` are for codes."""
     missing = [modality for modality in config.features if modality not in shapes]
     if missing:
         raise UserError("a head reads features that are not there", got=missing[0], fix=nearest(missing[0], shapes))
@@ -67,7 +83,25 @@ def from_config(
     own = {modality: tuple(shapes[modality]) for modality in config.features}
     needs = getattr(config, "network", None)
     extra = {} if needs is None else {"network": network if network is not None else needs}
-    head: Head = head_class(own, num_classes, **config.options(), **extra)
+    codes = None if config.codes is None else label_codes(classes, config.codes, num_classes)
+    outputs = num_classes if codes is None else codes.shape[1]
+    head: Head = head_class(own, outputs, **config.options(), **extra)
+    if codes is not None:
+        if head.fitted:
+            raise UserError("no codes with a head that is not trained in steps", where=f"head {config.kind}")
+        head.decode(codes)
     if config.missing == "mean":
         head.stand_in(config.align)
     return head
+
+
+def label_codes(classes: Sequence[str], sign: str, num_classes: int) -> npt.NDArray[np.float32]:
+    """(C,K) of 0 and 1: which of the K parts, in the order of their names, each class has."""
+    if len(classes) != num_classes:
+        raise UserError("codes need the names of the classes", expected=num_classes, got=len(classes))
+    sets = [set() if name == EMPTY else set(name.split(sign)) for name in classes]
+    parts = sorted(set[str]().union(*sets))
+    codes = np.array([[part in own for part in parts] for own in sets], dtype=np.float32)
+    if len(np.unique(codes, axis=0)) < len(classes):
+        raise UserError("classes of the same code", expected=f"names cut at {sign!r} into different sets")
+    return codes

@@ -54,17 +54,20 @@ class Fc1Weights(nn.Linear):
 
 
 class Fc2Weights(nn.Module):
-    """w2_k tanh(W1_k x + b1_k) + b2_k, a small network of its own for each unit."""
+    """w2_k tanh(W1_k x + b1_k) + b2_k, a small network of its own for each unit; initial values as FC1's."""
 
     def __init__(self, dim: int, units: int) -> None:
         super().__init__()
-        self.hidden = nn.Conv1d(dim, units * _HIDDEN, 1)
-        self.score = nn.Conv1d(units * _HIDDEN, units, 1, groups=units)
+        self.hidden = nn.Linear(dim, units * _HIDDEN)
+        bound = _HIDDEN**-0.5
+        self.score = nn.Parameter(torch.empty(units, _HIDDEN).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(units).uniform_(-bound, bound))
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B,L,D) -> scores (B,N,L)."""
-        scores: Tensor = self.score(self.hidden(rows.transpose(1, 2)).tanh())
-        return scores
+        hidden = self.hidden(rows).tanh().unflatten(-1, self.score.shape)  # (B,L,N,H)
+        scores: Tensor = (hidden * self.score).sum(dim=-1) + self.bias  # (B,L,N)
+        return scores.transpose(1, 2)
 
 
 _WEIGHTS: Final = {"average": AverageWeights, "fc1": Fc1Weights, "fc2": Fc2Weights}

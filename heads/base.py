@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -48,6 +50,16 @@ class Head(nn.Module):
                 self._stood_in.append(modality)
         self._align = align
         self.register_forward_pre_hook(_complete)
+
+    def decode(self, codes: npt.NDArray[np.float32]) -> None:
+        """From now on the head's K outputs z are of parts, and those of a class (C) the sum of its parts', by `codes`
+        (C,K) of 0 and 1.
+
+        The softmax over classes is then how likely their sets are if parts come independently, each with the logit z:
+        with every set a class, cross-entropy is the sum of the parts' binary ones.
+        """
+        self.register_buffer("codes", torch.from_numpy(codes))
+        self.register_forward_hook(_decoded)
 
     @property
     def stands_in(self) -> bool:
@@ -107,6 +119,11 @@ def _mean(modality: str) -> str:
 def _complete(head: Head, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Of the head that is called: one that closed over it would stay with the original of a copied head."""
     return head.completed(*inputs)
+
+
+def _decoded(head: Head, _: tuple[Any, ...], parts: Tensor) -> Tensor:
+    """(B,K) -> (B,C)."""
+    return parts.float() @ head.get_buffer("codes").T
 
 
 def vector_sizes(kind: str, shapes: Shapes) -> dict[str, int]:

@@ -48,7 +48,7 @@ def load_head(
             network = getattr(config, "network").model_copy(update={"weights": str(folder / NETWORK)})  # noqa: B009
             config = config.model_copy(update={"network": network})
         shapes = {modality: tuple(shape) for modality, shape in run["shapes"].items()}
-        head = heads.from_config(config, shapes, len(run["classes"]))
+        head = heads.from_config(config, shapes, len(run["classes"]), classes=run["classes"])
         fill(head, state, str(path))
     except (NetworkError, KeyError, ValueError) as error:
         raise DamagedStore(

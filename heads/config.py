@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from features.recipe import Config
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 # what is no option of the head's own
-_COMMON: Final = frozenset({"kind", "features", "sample", "align", "missing", "train"})
+_COMMON: Final = frozenset({"kind", "features", "sample", "align", "missing", "codes", "train"})
+EMPTY: Final = "none"  # the class that has no part
 _OPTIMIZER_OPTIONS: Final = {
     "momentum": ("sgd", "rmsprop"),
     "alpha": ("rmsprop",),
@@ -75,6 +76,7 @@ class TrainConfig(Config):
     balanced: bool = Field(
         False, description="each class weighs the same: a sample of class k weighs n_total / (K * n_k)"
     )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of a training step; tests are always fp32")
     early_stop: PositiveInt | None = Field(
         None,
         description="stop after so many epochs without a lower watched loss, and keep the weights of the best epoch",
@@ -82,6 +84,11 @@ class TrainConfig(Config):
     hold_out: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.0,
         description="share of each class's training videos to watch, not train on; 0: watch the training loss",
+    )
+    stop_at_peak: PositiveInt | None = Field(
+        None,
+        description="stop after so many tests without a better one; the last weights stay. For tables that print the "
+        "best epoch of the test, as Flash-MNIST's",
     )
     test_every: PositiveInt = Field(
         1, description="epochs between tests for the history; the last epoch is always tested"
@@ -105,6 +112,17 @@ class Sample(Config):
     test: PositiveInt | None = None
 
 
+def _used(config: Config, value: dict[str, Any]) -> dict[str, Any]:
+    """The dumped `value` of `config` without the options that are null by default and were left so."""
+    found = {}
+    for name, field in type(config).model_fields.items():
+        own = getattr(config, name)
+        if own is None and field.default is None:
+            continue
+        found[name] = _used(own, value[name]) if isinstance(own, Config) else value[name]
+    return found
+
+
 class BaseConfig(Config):
     """What all heads share."""
 
@@ -124,6 +142,18 @@ class BaseConfig(Config):
         description="what stands for a modality that a video lacks: the mean row of the training videos, or nothing",
     )
 
+    codes: str | None = Field(
+        None,
+        min_length=1,
+        description="the sign that class names are cut at, as 0+3+7 at +: the head learns the parts, and a class is "
+        "the set of its parts (none: the empty one)",
+    )
+
+    @field_validator("sample", mode="before")
+    @classmethod
+    def _all_rows(cls, value: Any) -> Any:
+        return Sample() if value == {} else value
+
     @model_validator(mode="after")
     def _names(self) -> Self:
         if not self.features:
@@ -142,6 +172,10 @@ class BaseConfig(Config):
                     f"a value for each of {', '.join(self.features)}, not for {', '.join(given) or 'none'}"
                 )
         return self
+
+    def recipe(self) -> dict[str, Any]:
+        """Without options that are null and unused, so that one that comes later leaves digests as they are."""
+        return _used(self, super().recipe())
 
     def options(self) -> dict[str, Any]:
         """The head's own options, by name."""

@@ -172,6 +172,15 @@ class NextVladConfig(BaseConfig):
     train: TrainConfig = TrainConfig()
 
 
+class NoisyOrConfig(BaseConfig):
+    """Noisy-or over rows, a head of ours: one row that shows a class is enough."""
+
+    kind: Literal["noisy_or"] = "noisy_or"
+    hidden: PositiveInt = 128
+    dropout: Share = 0.0
+    train: TrainConfig = TrainConfig()
+
+
 class RidgeConfig(BaseConfig):
     """One-vs-rest ridge regression on the mean row, in closed form; nothing to train."""
 
@@ -210,9 +219,10 @@ class NetworkConfig(Config):
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the library")
 
     @model_validator(mode="after")
-    def _ours_hear(self) -> Self:
-        if self.library == "framepool" and self.reads != "logmel":
-            raise ValueError(f"reads: logmel with library: framepool, whose networks hear, not {self.reads}")
+    def _ours_read_one_thing(self) -> Self:
+        own = "rgb" if self.name == "flash_cnn" else "logmel"
+        if self.library == "framepool" and self.reads != own:
+            raise ValueError(f"reads: {own} with framepool's {self.name}, not {self.reads}")
         return self
 
 
@@ -242,7 +252,6 @@ class TsnConfig(BaseConfig):
         1.0,
         description="factor of the first convolution's learning rate; the authors' is 5 for flow, begun from colours",
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
     missing: Literal["mean", "none"] = "none"
     sample: Sample | dict[str, Sample] = Sample(train=3, test=25)
     train: TsnTrain = TsnTrain()
@@ -294,6 +303,7 @@ HeadConfig = Annotated[
     | VtnConfig
     | NetVladConfig
     | NextVladConfig
+    | NoisyOrConfig
     | RidgeConfig
     | SvmConfig
     | LogisticConfig
@@ -304,7 +314,8 @@ HeadConfig = Annotated[
 
 # bumped when a change to the code changes a head's numbers
 NUMERICS: Final = {
-    **dict.fromkeys(("average", "attention_cluster", "ridge", "tsn"), 2),
+    "attention_cluster": 3,
+    **dict.fromkeys(("average", "ridge", "tsn"), 2),
     **dict.fromkeys(("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm", "vtn"), 1),
-    **dict.fromkeys(("netvlad", "nextvlad", "svm", "logistic", "fusion"), 1),
+    **dict.fromkeys(("netvlad", "nextvlad", "noisy_or", "svm", "logistic", "fusion"), 1),
 }

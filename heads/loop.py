@@ -32,7 +32,7 @@ from heads.base import Head
 from heads.checkpoint import copy_of, load_resume, save_resume
 from heads.config import BaseConfig, TrainConfig
 from heads.optimise import epochs_without_gain, learning_rate, make_optimizer, set_rate
-from heads.results import Predictions, measure
+from heads.results import Predictions, in_short
 
 History = list[dict[str, float | None]]
 _NAMED_IDS = 16
@@ -151,9 +151,9 @@ class Loop:
         return len(self.history) - (epochs_without_gain(self.watched) if self.train.early_stop else 0)
 
     def _finished(self) -> bool:
-        patience = self.train.early_stop
-        stalled = patience is not None and epochs_without_gain(self.watched) >= patience
-        return len(self.history) >= self.train.epochs or stalled
+        stalled = _waited(self.train.early_stop, self.watched)
+        tested = [-score for row in self.history if (score := row[f"test_{self.data.primary}"]) is not None]
+        return len(self.history) >= self.train.epochs or stalled or _waited(self.train.stop_at_peak, tested)
 
     def _epoch(self) -> None:
         epoch = len(self.history)
@@ -192,30 +192,32 @@ class Loop:
         return self.data.features.batch(videos, select, self.device, self.config.align)
 
     def _step(self, batch: Batch, videos: Tensor) -> tuple[float, int]:
-        ids = [self.data.features.ids[k] for k in videos.tolist()]
-        logits = self.head(*batch)  # (B,C)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):
+            logits = self.head(*batch).float()  # (B,C)
         losses = self.data.losses(logits, videos)
         loss = (losses * self.weights[videos].to(losses.device)).mean()
         value = float(loss.detach())
         if not np.isfinite(value):
-            refuse_non_finite(~losses.detach().isfinite(), ids, f"loss is not finite in epoch {len(self.history) + 1}")
+            self._refuse(~losses.detach().isfinite(), videos, "loss")
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
         if self.train.clip_value is not None:
             nn.utils.clip_grad_value_(self.head.parameters(), self.train.clip_value)
         if self.train.clip is not None:
             norm = nn.utils.clip_grad_norm_(self.head.parameters(), self.train.clip)
-            refuse_non_finite(
-                ~norm.isfinite().expand(len(ids)), ids, f"gradient is not finite in epoch {len(self.history) + 1}"
-            )
+            self._refuse(~norm.isfinite().expand(len(videos)), videos, "gradient")
         self.optimizer.step()
         correct = (
             0 if self.data.multi_label else int((logits.detach().argmax(dim=1).cpu() == self.data.labels[videos]).sum())
         )
         return value, correct
 
-    def _test(self, videos: Tensor) -> dict[str, Any]:
-        return measure(predict(self.head, self.config, self.data, videos, self.device), self.data.classes)
+    def _refuse(self, bad: Tensor, videos: Tensor, what: str) -> None:
+        ids = [self.data.features.ids[k] for k in videos.tolist()] if bool(bad.any()) else [""] * len(videos)
+        refuse_non_finite(bad, ids, f"{what} is not finite in epoch {len(self.history) + 1}")
+
+    def _test(self, videos: Tensor) -> dict[str, float | None]:
+        return in_short(predict(self.head, self.config, self.data, videos, self.device))
 
     def _line(self) -> str:
         row = self.history[-1]
@@ -235,6 +237,10 @@ class Loop:
             state[k] for k in ("history", "watched", "best", "seconds")
         )
         log(f"goes on after epoch {len(self.history)}/{self.train.epochs}")
+
+
+def _waited(patience: int | None, losses: list[float]) -> bool:
+    return patience is not None and epochs_without_gain(losses) >= patience
 
 
 def hold_out(data: Data, share: float, seed: int) -> tuple[Tensor, Tensor]:

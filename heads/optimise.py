@@ -30,15 +30,15 @@ def make_optimizer(
     lr, decay = config.lr, config.weight_decay
     match config.optimizer:
         case "sgd":
-            return torch.optim.SGD(trained, lr=lr, momentum=config.momentum, weight_decay=decay)
+            return torch.optim.SGD(trained, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
         case "rmsprop":
             return torch.optim.RMSprop(
                 trained, lr=lr, alpha=config.alpha, eps=config.eps, momentum=config.momentum, weight_decay=decay
             )
         case "adam":
-            return torch.optim.Adam(trained, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay)
+            return torch.optim.Adam(trained, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay, fused=True)
         case "adamw":
-            return torch.optim.AdamW(trained, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay)
+            return torch.optim.AdamW(trained, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -37,6 +37,16 @@ def measure(predictions: Predictions, classes: Sequence[str], factors: Sequence[
     return metrics.single_label(predictions.logits, predictions.labels, classes, factors)
 
 
+def in_short(predictions: Predictions) -> dict[str, float | None]:
+    """The loss, and what `measure` ranks by: top1, or where videos have several labels map."""
+    labels, logits = predictions.labels, predictions.logits
+    if labels.ndim == 2:
+        found = [metrics.average_precision(logits[:, k], labels[:, k]) for k in range(logits.shape[1])]
+        known = [ap for ap in found if ap is not None]
+        return {"map": _mean(known), "loss": _mean(metrics.binary_cross_entropy(logits, labels))}
+    return {"top1": _mean(metrics.ranks(logits, labels) < 1), "loss": _mean(metrics.cross_entropy(logits, labels))}
+
+
 def write_predictions(folder: Path, predictions: Predictions, classes: Sequence[str]) -> None:
     """predictions.npz for programs, predictions.csv for people."""
     stream = io.BytesIO()
@@ -63,6 +73,10 @@ def write_history(folder: Path, history: Sequence[Mapping[str, float | None]]) -
     """history.csv: a row an epoch; a cell is empty where nothing was measured."""
     if history:
         write_bytes(folder / "history.csv", _csv(tuple(history[0]), [list(row.values()) for row in history]))
+
+
+def _mean(values: Any) -> float | None:
+    return float(np.mean(values)) if len(values) else None
 
 
 def _rows(predictions: Predictions, classes: Sequence[str]) -> list[list[Any]]:

@@ -62,6 +62,8 @@ def train_run(
         return _metrics(folder)
     device = torch.device(device)
     data = _data(features, labels, train, test, classes, factors, log, config.align)
+    if config.codes is not None and data.multi_label:
+        raise UserError("codes are for classes of which a video has one", where=f"head {config.kind}", got="several")
     data = _on_device(data, device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -69,7 +71,7 @@ def train_run(
     Disk.remove(folder / RUN)  # from here on the folder is no finished run
     began = time.perf_counter()
     with seeded(seed, device=device):
-        head = heads.from_config(config, features.shapes, len(classes)).to(device)
+        head = heads.from_config(config, features.shapes, len(classes), classes=classes).to(device)
     if head.stands_in:
         head.keep_means(data.features.means(data.train))
     history, epochs, best_epoch, seconds = _train(head, config, data, seed, device, folder, provenance["digest"], log)

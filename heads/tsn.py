@@ -4,9 +4,9 @@
 sees one random row of each segment, the test rows at equal intervals; the consensus is the mean of scores before the
 softmax. The trained CNN becomes `network.safetensors`, which an extractor takes as its weights.
 
-`network.reads` says what the rows are (`extract.networks.rows`): pictures (H,W,3) or clips (T,H,W,3), stacks of flow
-(H,W,2l), snippets (l+1,H,W,3) whose differences are seen, log-mel patches (96,64). A video without rows gets zeros. The
-order of rows does not matter.
+`network.reads` says what the rows are (`extract.networks.rows`): pictures (H,W,3 or 1) or clips (T,H,W,3), stacks of
+flow (H,W,2l), snippets (l+1,H,W,3) whose differences are seen, log-mel patches (96,64). A video without rows gets
+zeros. The order of rows does not matter.
 Legend: B videos, L rows, R rows that are there, *S one row, C classes or channels, T H W frames, height and width.
 
     head = heads.build("tsn", {"pixels": (64, 64, 3)}, 27, network={"name": "resnet10t"}, crop_px=64)
@@ -46,7 +46,6 @@ class Tsn(Head):
         dropout: float,
         partial_bn: bool,
         first_conv_lr: float,
-        precision: str,
     ) -> None:
         super().__init__(shapes, num_classes)
         self.modality, self.shape = _one_map(shapes)
@@ -64,7 +63,7 @@ class Tsn(Head):
             ratio = min(1.0, side_px / min(self.height_px, self.width_px))
             # How an extractor must feed it from now on.
             network.input = replace(network.input, size_px=side_px, crop_ratio=ratio)
-        self.augment, self.precision, self.first_conv_lr = augment, precision, first_conv_lr
+        self.augment, self.first_conv_lr = augment, first_conv_lr
         self.dropout = nn.Dropout(dropout)
         self.rows = FromRows(self.reads, network.input.mean, network.input.std)
         self._frozen = [m for m in network.modules() if isinstance(m, _BatchNorm)][1:] if partial_bn else []
@@ -123,8 +122,7 @@ class Tsn(Head):
     def _scores(self, maps: Tensor, boxes: Tensor) -> Tensor:
         """(R,*S), (R,4) -> (R,C) float32."""
         images = self.rows(self._cropped(maps, boxes)).contiguous(memory_format=self._layout)
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            scores: Tensor = self.network.classifier(self.dropout(self.network.trunk(images)))
+        scores: Tensor = self.network.classifier(self.dropout(self.network.trunk(images)))
         return scores.float()
 
     def _cropped(self, maps: Tensor, boxes: Tensor) -> Tensor:
@@ -165,7 +163,7 @@ def _check_rows(reads: Reads, shape: tuple[int, ...]) -> None:
     """Refuse rows that are of another kind than what the network reads."""
     last = shape[-1]
     expected, fits = {
-        "rgb": ("(H,W,3) or (T,H,W,3)", len(shape) > 2 and last == 3),
+        "rgb": ("(H,W,3), (T,H,W,3) or grey (H,W,1)", (len(shape), last) in ((3, 1), (3, 3), (4, 3))),
         "flow": ("(H,W,2l)", len(shape) == 3 and last % 2 == 0),
         "rgbdiff": ("(l+1,H,W,3)", len(shape) == 4 and shape[0] > 1 and last == 3),
         "logmel": ("(96,64)", shape == (96, 64)),

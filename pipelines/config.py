@@ -17,6 +17,8 @@ from features.errors import UserError, nearest
 from features.recipe import Config, file_sha256
 from features.videolist.config import VideoSource
 from heads.kinds import FusionConfig, HeadConfig, TsnConfig
+from pipelines.datasets.flash import FlashDigits, NoisyDigits
+from pipelines.sweeps import Sweep, expanded
 
 CONFIGS = Path("config")
 DATASET = r"[a-z0-9_-]+"  # what a dataset may be called; it names folders
@@ -35,7 +37,7 @@ class Dataset(Config):
     """Where the videos and annotations are, the extractors, the heads, and how they are judged."""
 
     title: str
-    videos: Annotated[Rendered | VideoSource, Field(discriminator="format")]
+    videos: Annotated[Rendered | FlashDigits | NoisyDigits | VideoSource, Field(discriminator="format")]
     splits: tuple[str, ...] = Field(("1",), min_length=1, description="splits of the list to train and test on")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="each head is trained once with each")
     factors: tuple[str, ...] = Field((), description="names of the parts of a class name such as 3-left-low")
@@ -43,7 +45,18 @@ class Dataset(Config):
     max_bad_share: float = Field(0.05, ge=0, le=1, description="share of failed videos above which the run stops")
     disk_gb: PositiveFloat | None = Field(None, description="what all stores together may take, before compression")
     extractors: dict[Name, ExtractorConfig] = Field(min_length=1)
-    heads: dict[Name, HeadConfig] = Field(min_length=1)
+    heads: dict[Name, HeadConfig] = Field(min_length=1, description="those of the sweeps join them")
+    sweeps: dict[Name, Sweep] = Field({}, description="variants of a head, and the table that they fill")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sweeps_are_heads(cls, value: Any) -> Any:
+        return expanded(value)
+
+    @property
+    def generated(self) -> bool:
+        """Whether the videos are made as they are read, and never lie on disk."""
+        return isinstance(self.videos, FlashDigits | NoisyDigits)
 
     @model_validator(mode="after")
     def _names_fit(self) -> Self:
@@ -61,6 +74,10 @@ class Dataset(Config):
             run = trainer(extractor)
             if run is not None and not isinstance(self.heads.get(run), TsnConfig):
                 raise ValueError(f"the name of a tsn head in extractors.{name}.network.weights.run, not {run!r}")
+            if extractor.source is None and (extractor.kind == "frames") != self.generated:
+                expected = f"kind: frames or a source in extractors.{name}, as these videos are never on disk"
+                other = f"another kind than frames in extractors.{name}: these videos are on disk"
+                raise ValueError(expected if self.generated else other)
             self._source_fits(name, extractor)
         for name in self.extractors:
             self._no_circle(name, ())
@@ -68,7 +85,8 @@ class Dataset(Config):
 
     def _maps_fit(self, name: str, head: TsnConfig) -> None:
         kind = self.extractors[head.features[0]].kind
-        fitting = {"pixels": ("rgb", "rgbdiff"), "tvl1": ("flow",), "logmel": ("logmel",)}.get(kind, ())
+        pictures = ("rgb", "rgbdiff")
+        fitting = {"pixels": pictures, "frames": pictures, "tvl1": ("flow",), "logmel": ("logmel",)}.get(kind, ())
         if fitting and head.network.reads not in fitting:
             expected = f"network.reads: {' or '.join(fitting)} in heads.{name}"
             raise ValueError(f"{expected}, as {head.features[0]} is {kind}")
@@ -96,10 +114,16 @@ class Dataset(Config):
             self._no_circle(other, (*above, extractor))
 
 
-def trainer(extractor: Any) -> str | None:
-    """The head whose run makes the weights of `extractor`, if any."""
+def from_run(extractor: Any) -> FromRun | None:
+    """The run that makes the weights of `extractor`, if any."""
     weights = extractor.network.weights if isinstance(extractor, Networked) else None
-    return weights.run if isinstance(weights, FromRun) else None
+    return weights if isinstance(weights, FromRun) else None
+
+
+def trainer(extractor: Any) -> str | None:
+    """The head of the same dataset whose run makes the weights of `extractor`, if any."""
+    run = from_run(extractor)
+    return run.run if run is not None and run.dataset is None else None
 
 
 def weights_digest(weights: FromRun | Path | str, where: str) -> str:

@@ -84,7 +84,8 @@ def mentioned(arguments: Iterable[str]) -> list[Plan]:
     it hands to another machine (``RULE:dataset=demo,shard=00000``)."""
     pattern = rf"(?:^|[ /])(?:{RESULTS}|{WORK})/({DATASET})(?:[ /]|$)|dataset=({DATASET})"
     names = {a or b for argument in arguments for a, b in re.findall(pattern, argument)}
-    return [plans.of(name) for name in sorted(names) if config_path(name).is_file()]
+    found = [plans.of(name) for name in sorted(names) if config_path(name).is_file()]
+    return list(dict.fromkeys(plan for asked in found for plan in (*asked.needs, asked)))
 
 
 def _missing(plan: Plan, store: Store, shard: int) -> bool:

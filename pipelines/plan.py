@@ -10,181 +10,25 @@ list of 300,000 videos is planned in seconds.
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from extract.config import AnyExtractor, Networked, Tvl1, recipe
+from extract.config import AnyExtractor, Networked, recipe
 from features import videolist
 from features.errors import UserError, nearest
-from features.manifest import manifest_path
 from features.recipe import digest
 from features.videolist import Video, VideoList
 from heads.kinds import NUMERICS, FusionConfig, TsnConfig
-from pipelines.config import Dataset, Rendered, config_path, load, trainer, weights_digest
-from pipelines.datasets import demo
+from pipelines.config import Dataset, Rendered, config_path, from_run, load, weights_digest
+from pipelines.datasets import demo, flash
+from pipelines.parts import Run, Store
 
 WORK = Path("work")
 RESULTS = Path("results")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Store:
-    """One extractor's store; per split where its weights are trained on the split."""
-
-    plan: Plan
-    extractor: str
-    split: str | None
-    recipe: dict[str, Any]
-
-    @property
-    def config(self) -> AnyExtractor:
-        """What the dataset's config says of the extractor."""
-        return self.plan.config.extractors[self.extractor]
-
-    @cached_property
-    def digest(self) -> str:
-        return digest(self.recipe)
-
-    @property
-    def name(self) -> str:
-        return f"{self.extractor}-{self.digest[:8]}"
-
-    @property
-    def source(self) -> Store | None:
-        """The store that it reads; None for the video."""
-        return self.plan.store(self.config.source, self.split) if self.config.source else None
-
-    @property
-    def reads_video(self) -> bool:
-        """Whether its rows come from the video, itself or through an extractor that is not stored."""
-        return self.source is None or (not self.source.config.store and self.source.reads_video)
-
-    @property
-    def waits_for_training(self) -> bool:
-        """Whether a run must come first, for its weights or for those of what it reads."""
-        return self.trained_by is not None or (self.source is not None and self.source.waits_for_training)
-
-    def inputs(self, shard: int) -> list[str]:
-        """The manifests that a job for the shard reads."""
-        source = self.source
-        if source is None:
-            return []
-        if not source.config.store:
-            return source.inputs(shard)
-        int8 = isinstance(self.config, Networked) and self.config.precision == "int8"
-        return sorted({path for s in ((0, shard) if int8 else (shard,)) for path in source.files(s)})
-
-    def files(self, shard: int) -> list[str]:
-        """What a job that reads a shard waits for; of temporary rows everything, so that they stay until then."""
-        manifest = str(manifest_path(self.folder, shard))
-        return [manifest, manifest.removesuffix("json") + "zarr"] if self.config.temporary else [manifest]
-
-    @property
-    def folder(self) -> Path:
-        return self.plan.work / "features" / self.name
-
-    @property
-    def manifests(self) -> list[str]:
-        """The files that stand for the store's shards."""
-        return [str(manifest_path(self.folder, shard)) for shard in range(self.plan.shard_count)]
-
-    @property
-    def summary(self) -> str:
-        """The file that says that all shards are there and few enough videos failed."""
-        return str(self.folder / "store.json")
-
-    @property
-    def arguments(self) -> str:
-        """How the command line names this store."""
-        return f"--extractor {self.extractor}" + (f" --split {shlex.quote(self.split)}" if self.split else "")
-
-    @property
-    def gpus(self) -> int:
-        """How many GPUs a job of it takes."""
-        return int(isinstance(self.config, Networked | Tvl1) and self.config.device == "cuda")
-
-    @property
-    def trained_by(self) -> Run | None:
-        """The run that makes the weights."""
-        head = trainer(self.config)
-        return self.plan.run(head, self.split or "") if head else None
-
-    @property
-    def weights(self) -> Path | str | None:
-        """Where the weights are: a file, ``DEFAULT``, or None for an extractor without a network."""
-        if (run := self.trained_by) is not None:
-            return run.folder / f"seed{run.seeds[0]}" / "network.safetensors"
-        return self.config.network.weights if isinstance(self.config, Networked) else None  # type: ignore[return-value]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One head on one split, with all its seeds."""
-
-    plan: Plan
-    head: str
-    split: str
-    recipe: dict[str, Any]
-
-    @cached_property
-    def digest(self) -> str:
-        return digest(self.recipe)
-
-    @property
-    def name(self) -> str:
-        return f"{self.head}-split{self.split}-{self.digest[:8]}"
-
-    @property
-    def folder(self) -> Path:
-        return self.plan.work / "runs" / self.name
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """One where the head has no chance in it, or where its network is what an extractor wants of it."""
-        config = self.plan.config
-        trains = any(trainer(extractor) == self.head for extractor in config.extractors.values())
-        return config.seeds if config.heads[self.head].chance and not trains else config.seeds[:1]
-
-    @property
-    def arguments(self) -> str:
-        """How the command line names this run, all seeds."""
-        seeds = "".join(f" --seed {seed}" for seed in self.seeds)
-        return f"--head {self.head} --split {shlex.quote(self.split)}{seeds}"
-
-    @property
-    def summary(self) -> str:
-        """The file that says that every seed is trained and judged."""
-        return str(self.folder / "trained.json")
-
-    @property
-    def stores(self) -> dict[str, Store]:
-        """The store that each modality comes from."""
-        return {m: self.plan.store(m, self.split) for m in self.plan.config.heads[self.head].features}
-
-    @property
-    def members(self) -> dict[str, Run]:
-        """The runs that a fusion is made of."""
-        config = self.plan.config.heads[self.head]
-        names = config.weights if isinstance(config, FusionConfig) else {}
-        return {name: self.plan.run(name, self.split) for name in names}
-
-    def seed_folder(self, seed: int) -> Path:
-        """Where the run of a seed is; of the only one where there is no other."""
-        return self.folder / f"seed{seed if seed in self.seeds else self.seeds[0]}"
-
-    @property
-    def inputs(self) -> list[str]:
-        """The files that a job waits for: summaries, and temporary rows one by one, so that they stay until then."""
-        stores = self.stores.values()
-        shards = range(self.plan.shard_count)
-        rows = [p for s in stores if s.config.temporary for shard in shards for p in s.files(shard)]
-        return [*(s.summary for s in stores), *rows, *(run.summary for run in self.members.values())]
 
 
 class Plan:
@@ -210,7 +54,8 @@ class Plan:
     def root(self) -> Path:
         """The folder that the list's paths are under."""
         source = self.config.videos
-        return self.work / "videos" if isinstance(source, Rendered) else source.root
+        listed = not isinstance(source, Rendered | flash.FlashDigits | flash.NoisyDigits)
+        return source.root if listed else self.work / "videos"  # type: ignore[union-attr]
 
     @property
     def list_file(self) -> Path:
@@ -223,6 +68,8 @@ class Plan:
         source = self.config.videos
         if isinstance(source, Rendered):
             return [str(self.work / "rendered.json")]
+        if isinstance(source, flash.FlashDigits | flash.NoisyDigits):
+            return []
         return [str(path) for path in videolist.annotation_files(source)]
 
     @cached_property
@@ -231,6 +78,8 @@ class Plan:
         source = self.config.videos
         if isinstance(source, Rendered):
             found = demo.videolist(source.count)
+        elif isinstance(source, flash.FlashDigits | flash.NoisyDigits):
+            found = flash.videolist(source)
         else:
             found = videolist.read(source)
         if self.list_file.is_file():
@@ -242,7 +91,7 @@ class Plan:
             raise UserError(
                 "unknown split", where=where, expected=expected, got=missing[0], fix=nearest(missing[0], found.splits)
             )
-        return found if self.rendered else videolist.resolve(found, self.root)
+        return found if self.rendered or self.config.generated else videolist.resolve(found, self.root)
 
     @property
     def shard_count(self) -> int:
@@ -265,8 +114,8 @@ class Plan:
 
     @cached_property
     def _stat(self) -> dict[str, tuple[int, int]]:
-        """Size and time of every file of the list, one pass a folder; rendered clips follow a seed instead."""
-        if self.rendered:
+        """Size and time of every file of the list, one pass a folder; clips of ours follow a seed instead."""
+        if self.rendered or self.config.generated:
             return {}
         found = {}
         for folder in {os.path.dirname(v.path) for v in self.videos.videos if v.path}:
@@ -284,15 +133,51 @@ class Plan:
         config = self._named("extractors", extractor)
         source = self.store(config.source, split) if config.source else None
         source_digest = source.digest if source else None
-        head = trainer(config)
-        if head is not None:
-            run = self.run(head, split or self.config.splits[0])
+        run = self.training(config, split)
+        if run is not None:
             weights: str | None = f"run {run.digest} seed {run.seeds[0]}"
-            return Store(self, extractor, run.split, recipe(config, weights, source_digest))
-        weights = None
+            own = run.split if run.plan is self else source.split if source else None
+            return Store(self, extractor, own, recipe(config, weights, source_digest))
+        weights, generator = None, self.generator if config.kind == "frames" else None
         if isinstance(config, Networked):
             weights = weights_digest(config.network.weights, self._place("extractors", extractor))
-        return Store(self, extractor, source.split if source else None, recipe(config, weights, source_digest))
+        value = recipe(config, weights, source_digest, flash.recipe(generator.source) if generator else None)
+        return Store(self, extractor, source.split if source else None, value)
+
+    @cached_property
+    def generator(self) -> flash.Maker | None:
+        """What makes the frames of videos that are not on disk."""
+        source = self.config.videos
+        return flash.made(source) if isinstance(source, flash.FlashDigits | flash.NoisyDigits) else None
+
+    def training(self, extractor: AnyExtractor, split: str | None) -> Run | None:
+        """The run that makes the weights of an extractor, of this dataset or of another."""
+        weights = from_run(extractor)
+        if weights is None:
+            return None
+        if weights.dataset is None:
+            return self.run(weights.run, split or self.config.splits[0])
+        other = of(weights.dataset)
+        run = other.run(weights.run, other.config.splits[0])
+        if not isinstance(other.config.heads[run.head], TsnConfig):
+            raise UserError("weights of a head without a network", where=config_path(other.dataset), got=run.head)
+        return run
+
+    @cached_property
+    def needs(self) -> list[Plan]:
+        """The plans of the other datasets whose runs make weights for this one. Raises `UserError` on a circle."""
+        found: dict[str, Plan] = {}
+        todo = [self]
+        for plan in todo:
+            runs = (from_run(extractor) for extractor in plan.config.extractors.values())
+            for name in sorted({run.dataset for run in runs if run is not None and run.dataset is not None}):
+                if name == self.dataset:
+                    got = f"{plan.dataset} takes weights of {name}"
+                    raise UserError("datasets wait for each other", where=config_path(self.dataset), got=got)
+                if name not in found:
+                    found[name] = of(name)
+                    todo.append(found[name])
+        return list(found.values())
 
     @lru_cache  # noqa: B019
     def run(self, head: str, split: str) -> Run:
@@ -390,7 +275,8 @@ def requested(targets: Iterable[str]) -> list[Plan]:
     parts = [Path(target).parts for target in targets]
     plans = [of(part[1]) for part in parts if len(part) == 2 and part[0] == str(RESULTS)]
     for plan in plans:
-        plan.runs()
+        for needed in (*plan.needs, plan):
+            needed.runs()
     return plans
 
 

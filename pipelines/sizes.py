@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from extract.audio import duration_s
-from extract.config import FromVideo, Logmel, Networked, Segments, Tvl1, Uniform, snippet
+from extract.config import Frames, FromVideo, Logmel, Networked, Segments, Tvl1, Uniform, snippet
 from extract.media import MediaError, probe
 from extract.runtime import Model, feature_shape
 from extract.samples import PATCH, job_of
 from extract.sampling import rows
+from pipelines.datasets import flash
 from pipelines.plan import Store
 
 SAMPLE = 16  # videos whose headers are read where the rows depend on their length
@@ -50,6 +51,8 @@ def row_of(store: Store) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
     if isinstance(config, Networked):
         source = row_of(store.source)[0] if store.source else None
         return feature_shape(Model(config, None, source)), np.dtype(np.float16)
+    if isinstance(config, Frames):
+        return flash.SHAPE, np.dtype(np.uint8)
     if isinstance(config, FromVideo):
         shape = job_of(config, config.transform.recipe()).shape
         return ((*shape[-2:], 2 * config.pairs) if isinstance(config, Tvl1) else shape), np.dtype(np.uint8)
@@ -60,6 +63,8 @@ def _rows_per_video(store: Store) -> float | None:
     if store.source is not None:
         return _rows_per_video(store.source)
     config, found = store.config, []
+    if store.plan.generator is not None:
+        return store.plan.generator.length
     if isinstance(config, FromVideo) and isinstance(config.sampling, Uniform | Segments):
         return config.sampling.n
     videos = store.plan.videos.videos

@@ -22,12 +22,15 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torchvision.models.video import S3D
 
-from extract.networks.audio import NETWORKS
+from extract.networks import audio
+from extract.networks.flash import FlashCnn
+from extract.networks.rows import Reads
 from extract.networks.spec import PATCH, InputSpec
 from extract.networks.weights import NetworkError
 
 Library = Literal["timm", "torchvision", "framepool"]
 LIBRARIES: Final[tuple[Library, ...]] = get_args(Library)
+NETWORKS: Final = MappingProxyType({**audio.NETWORKS, "flash_cnn": FlashCnn})
 CLIP: Final = 16  # frames: what r3d_18 and its kin, and mvit_v2_s, were trained on; the library says so in prose only
 CLIPS: Final[Mapping[str, int]] = MappingProxyType({"s3d": 64})  # Xie et al. (ECCV 2018), §3
 
@@ -39,6 +42,13 @@ def names(library: Library) -> list[str]:
     if library == "timm":
         return list(timm.list_models())
     return [*torchvision.models.list_models(module=torchvision.models), *_clip_networks()]
+
+
+def own_reads(name: str, library: Library) -> Reads | None:
+    """What rows a network of ours is made for; None where the library's networks take several."""
+    if library != "framepool":
+        return None
+    return FlashCnn.spec.reads if name == "flash_cnn" else "logmel"
 
 
 def own_channels(library: Library) -> int:
@@ -135,10 +145,11 @@ def _torchvision(name: str, pretrained: bool, in_chans: int, options: dict[str, 
 
 def _framepool(name: str, pretrained: bool, in_chans: int, options: dict[str, Any]) -> tuple[nn.Module, InputSpec]:
     if in_chans != 1:
-        raise NetworkError(f"framepool's {name} reads 1 channel, log-mel; got in_chans {in_chans}")
+        raise NetworkError(f"framepool's {name} reads 1 channel, grey or log-mel; got in_chans {in_chans}")
     if pretrained:
         raise NetworkError(f"weights DEFAULT of {name} cannot be had: framepool has none; give `weights:` a local file")
-    return NETWORKS[name](**options), InputSpec(PATCH[0], (0.0,), (1.0,), "bilinear", 1.0, reads="logmel")
+    spec = InputSpec(PATCH[0], (0.0,), (1.0,), "bilinear", 1.0, reads="logmel")
+    return NETWORKS[name](**options), FlashCnn.spec if name == "flash_cnn" else spec
 
 
 def _set_channels(model: nn.Module, in_chans: int) -> None:

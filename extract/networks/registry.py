@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from extract.networks.layers import Layer
-from extract.networks.libraries import Library, make, own_channels, split
+from extract.networks.libraries import Library, make, own_channels, own_reads, split
 from extract.networks.rows import Reads
 from extract.networks.spec import InputSpec
 from extract.networks.weights import NetworkError, across_channels, fill, load_state, save_state, state_sha256
@@ -92,7 +92,7 @@ def build(
     if layer is None and not pool:
         raise NetworkError(f"{name}: pool: false gives the map of a layer: name one with `layer`")
     state, notes = load_state(weights) if isinstance(weights, Path) else ({}, {})
-    found = "logmel" if library == "framepool" else reads or notes.get("input", {}).get("reads", "rgb")
+    found = own_reads(name, library) or reads or notes.get("input", {}).get("reads", "rgb")
     in_chans = in_chans or notes.get("in_chans") or (1 if found == "logmel" else own_channels(library))
     asked = {"name": name, "library": library, "in_chans": in_chans, "options": dict(options or {})}
     ours = {key: notes[key] for key in asked if key in notes}

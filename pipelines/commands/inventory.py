@@ -146,8 +146,7 @@ def _heads() -> list[dict[str, Any]]:
     for name in heads.HEADS:
         maps = name == "tsn"
         rows, shape = (1, (224, 224, 3)) if maps else (25, (2048,))
-        network = {"network": {"name": "resnet50"}} if maps else {}
-        head = heads.build(name, {"rgb": shape}, classes, **network).eval()
+        head = heads.build(name, {"rgb": shape}, classes, network={"name": "resnet50"} if maps else None).eval()
         features = {"rgb": torch.zeros((1, rows, *shape), dtype=torch.uint8 if maps else torch.float32)}
         count = macs(head, features, {"rgb": torch.ones((1, rows), dtype=torch.bool)})
         on = f"{rows} x {'x'.join(map(str, shape))}, {classes} classes" + (", resnet50" if maps else "")

@@ -151,7 +151,7 @@ def task_of(store: Store, shard: int) -> Task:
     if plan.rendered and not Path(plan.annotations[0]).exists():
         raise UserError("clips are not there", where=plan.root, fix=f"run `framepool render {plan.dataset}` first")
     if run is not None and isinstance(store.weights, Path) and not store.weights.exists():
-        fix = f"run `framepool train {plan.dataset} --head {run.head} --split {run.split}` first"
+        fix = f"run `framepool train {run.plan.dataset} --head {run.head} --split {run.split}` first"
         raise UserError("weights are not trained yet", where=store.weights, fix=fix)
     source: Path | Task | None = None
     if store.source is not None:
@@ -164,12 +164,13 @@ def task_of(store: Store, shard: int) -> Task:
         recipe=store.recipe,
         weights=store.weights,
         shard=shard,
-        items=tuple(Item(v.id, v.path) for v in plan.shard_videos(shard)),
+        items=tuple(Item(v.id, "" if plan.generator else v.path) for v in plan.shard_videos(shard)),
         root=plan.root,
         store=store.folder,
         cache=CACHE,
         source=source,
         calibration=tuple(Item(v.id, v.path) for v in first),
+        generator=plan.generator,
     )
 
 

@@ -19,90 +19,118 @@ import numpy as np
 import numpy.typing as npt
 
 from features.atomic import write_json
-from features.errors import UserError
+from features.errors import FramepoolError, UserError
 from features.recipe import digest
 from features.videolist import VideoList
 from pipelines import plan as plans
 from pipelines.plan import Plan, Run, Store
+from pipelines.side_by_side import side_by_side
 
 PACKAGES = ("torch", "torchvision", "timm", "openvino", "av", "zarr", "numpy", "scikit-learn", "snakemake")
 
 
 def train(args: Namespace) -> None:
-    """Every seed of a head on a split; what is finished is not trained again."""
-    start = time.monotonic()
-    run = plans.of(args.dataset).run(args.head, args.split or plans.of(args.dataset).config.splits[0])
-    found = {}
-    for seed, metrics in _fused(run, args) if run.members else _trained(run, args):
-        found[seed] = metrics
-        print(f"  seed {seed}: {_in_short(metrics)} after {time.monotonic() - start:.1f} s", flush=True)
+    """Every seed of the heads on a split, one training a core; what is finished is not trained again.
+
+    A training that fails does not stop the others; the error of the first is raised at the end.
+    """
+    plan = plans.of(args.dataset)
+    runs = [plan.run(head, args.split or plan.config.splits[0]) for head in dict.fromkeys(args.head)]
+    found: dict[str, dict[int, dict[str, Any]]] = {run.name: {} for run in runs}
+    start, errors = time.monotonic(), []
+    for (run, seed), metrics in _trained([r for r in runs if not r.members], args):
+        if isinstance(metrics, FramepoolError):
+            print(f"framepool: {run.name} seed {seed}: {metrics}", file=sys.stderr, flush=True)
+            errors.append(metrics)
+            continue
+        _tell(run, seed, metrics, found[run.name], start)
+    for run in [r for r in runs if r.members]:
+        for seed in args.seed or run.seeds:
+            _tell(run, seed, _fused(run, seed), found[run.name], start)
+    if errors:
+        raise errors[0]
+
+
+def _tell(run: Run, seed: int, metrics: dict[str, Any], found: dict[int, dict[str, Any]], start: float) -> None:
+    found[seed] = metrics
+    print(f"{run.head} seed {seed}: {_in_short(metrics)} after {time.monotonic() - start:.1f} s", flush=True)
     if set(run.seeds) <= found.keys():
-        write_json(run.folder / "trained.json", {"run": run.name, "metrics": {str(s): m for s, m in found.items()}})
+        kept = {str(s): {k: v for k, v in m.items() if k != "confusion"} for s, m in found.items()}
+        write_json(run.folder / "trained.json", {"run": run.name, "metrics": kept})
 
 
-def _trained(run: Run, args: Namespace) -> Iterator[tuple[int, dict[str, Any]]]:
-    """A head on the rows of its stores."""
+def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, int], dict[str, Any] | FramepoolError]]:
+    """Heads on the rows of their stores, each store read once."""
+    if not runs:
+        return
     import torch
 
     from features.batches import Features
     from heads.training import train_run
 
-    start = time.monotonic()
-    torch.set_num_threads(args.threads)
-    plan, config = run.plan, run.plan.config
-    contents = {m: _summary(store)["contents"] for m, store in run.stores.items()}
-    videos, train_set, test_set, labels = split_of(plan, run.split)
-    print(f"{run.name}: {len(train_set)} train, {len(test_set)} test videos, {len(videos.classes)} classes", flush=True)
-    features = Features.open({m: s.folder for m, s in run.stores.items()}, [v.id for v in videos.videos])
+    start, plan = time.monotonic(), runs[0].plan
+    jobs = [(run, seed) for run in runs for seed in args.seed or run.seeds]
+    workers = min(args.threads, len(jobs)) if args.device == "cpu" else 1
+    torch.set_num_threads(args.threads if workers == 1 else 1)  # before the first tensor: children inherit no threads
+    stores = {m: store for run in runs for m, store in run.stores.items()}
+    contents = {m: _summary(store)["contents"] for m, store in stores.items()}
+    videos, train_set, test_set, labels = split_of(plan, runs[0].split)
+    said = f"{len(train_set)} train, {len(test_set)} test videos, {len(videos.classes)} classes"
+    print(f"{', '.join(run.name for run in runs)}: {said}", flush=True)
+    features = Features.open({m: s.folder for m, s in stores.items()}, [v.id for v in videos.videos])
     print(f"  features in memory after {time.monotonic() - start:.1f} s", flush=True)
-    for seed in args.seed or run.seeds:
-        metrics = train_run(
+
+    def work(job: tuple[Run, int]) -> dict[str, Any]:
+        run, seed = job
+        own = features.only(tuple(run.stores))
+        return train_run(
             run.folder / f"seed{seed}",
-            config=config.heads[run.head],  # type: ignore[arg-type]
-            features=features,
+            config=plan.config.heads[run.head],  # type: ignore[arg-type]
+            features=own,
             labels=labels,
             train=train_set,
             test=test_set,
             classes=videos.classes,
             seed=seed,
             split=run.split,
-            factors=config.factors,
+            factors=plan.config.factors,
             device=args.device,
             provenance={
                 "dataset": plan.dataset,
                 "head": run.head,
                 "recipe": run.digest,
-                "digest": digest([run.digest, contents, [videos.videos[v].id for v in test_set]]),
-                "stores": features.stores,
+                "digest": digest(
+                    [run.digest, {m: contents[m] for m in run.stores}, [videos.videos[v].id for v in test_set]]
+                ),
+                "stores": own.stores,
                 "versions": versions(),
             },
-            log=lambda text: print(f"  {text}", flush=True),
+            log=lambda text: print(f"  {run.head} seed {seed}: {text}", flush=True),
         )
-        yield seed, metrics
+
+    yield from side_by_side(jobs, work, workers)
 
 
-def _fused(run: Run, args: Namespace) -> Iterator[tuple[int, dict[str, Any]]]:
+def _fused(run: Run, seed: int) -> dict[str, Any]:
     """The mean of finished runs."""
     from heads.fusion import fuse_run
 
     print(f"{run.name}: {', '.join(member.name for member in run.members.values())}", flush=True)
-    for seed in args.seed or run.seeds:
-        metrics = fuse_run(
-            run.folder / f"seed{seed}",
-            config=run.plan.config.heads[run.head],  # type: ignore[arg-type]
-            members={name: member.seed_folder(seed) for name, member in run.members.items()},
-            seed=seed,
-            split=run.split,
-            factors=run.plan.config.factors,
-            provenance={
-                "dataset": run.plan.dataset,
-                "head": run.head,
-                "recipe": run.digest,
-                "digest": run.digest,
-                "versions": versions(),
-            },
-        )
-        yield seed, metrics
+    return fuse_run(
+        run.folder / f"seed{seed}",
+        config=run.plan.config.heads[run.head],  # type: ignore[arg-type]
+        members={name: member.seed_folder(seed) for name, member in run.members.items()},
+        seed=seed,
+        split=run.split,
+        factors=run.plan.config.factors,
+        provenance={
+            "dataset": run.plan.dataset,
+            "head": run.head,
+            "recipe": run.digest,
+            "digest": run.digest,
+            "versions": versions(),
+        },
+    )
 
 
 def evaluate(args: Namespace) -> None:

@@ -61,12 +61,15 @@ def made(wildcards, output):
     return " ".join([*(f"--extractor {store.extractor}" for store in stores), *(f"--split {s}" for s in split)])
 
 
+# Taking `output`, as above: a head that was trained together with others is none the older for it.
+def trained(wildcards, output):
+    here = plan.of(wildcards.dataset)
+    runs = [here.run_named(path.split("/")[-2]) for path in output]
+    return " ".join([*(f"--head {run.head}" for run in runs), f"--split {shlex.quote(runs[0].split)}"])
+
+
 def manifests_of(wildcards):
     return store_of(wildcards).manifests
-
-
-def run_arguments(wildcards):
-    return run_of(wildcards).arguments
 
 
 def stores_of(wildcards):

@@ -1,4 +1,4 @@
-# Stage two. A job is a head on a split, with all its seeds in one process.
+# Stage two. A job is a head on a split with all its seeds, or all heads of a split that are missing.
 
 
 rule train:
@@ -14,9 +14,41 @@ rule train:
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
     params:
-        arguments=run_arguments,
+        arguments=trained,
     shell:
         "framepool train {wildcards.dataset} {params.arguments}" " --threads {threads} > {log:q} 2>&1"
+
+
+grouped_rules = []
+for here in mentioned(sys.argv[1:]):
+    for group in groups(here):
+
+        rule:
+            name:
+                group.rule
+            input:
+                group.inputs,
+            output:
+                group.summaries,
+            log:
+                group.log,
+            benchmark:
+                group.benchmark
+            wildcard_constraints:
+                dataset=here.dataset,
+            threads: 16
+            resources:
+                mem_mb=lambda wildcards, attempt: 8000 * attempt,
+            params:
+                arguments=trained,
+            shell:
+                "framepool train {wildcards.dataset} {params.arguments}" " --threads {threads} > {log:q} 2>&1"
+
+        grouped_rules.append(group.rule)
+
+
+if grouped_rules:
+    workflow.ruleorder(*grouped_rules, "train")
 
 
 rule assemble:

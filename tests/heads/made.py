@@ -36,6 +36,8 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
     ),
     "netvlad": ("netvlad", VECTORS, {"centres": 4}),
     "nextvlad": ("nextvlad", VECTORS, {"centres": 4, "groups": 3, "hidden": 16, "squeeze": 4}),
+    "noisy_or": ("noisy_or", VECTORS, {"hidden": 9}),
+    "noisy_or-codes": ("noisy_or", VECTORS, {"hidden": 9, "codes": "+", "classes": ("none", "a", "b", "a+b", "c")}),
     "ridge": ("ridge", VECTORS, {}),
     "svm": ("svm", VECTORS, {}),
     "logistic": ("logistic", VECTORS, {}),
@@ -43,7 +45,6 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
     "tsn-flow": ("tsn", {"tvl1": (40, 48, 4)}, {"network": {**SMALL_CNN, "reads": "flow"}, "crop_px": 32}),
     "tsn-rgbdiff": ("tsn", {"rgb": (3, 40, 48, 3)}, {"network": {**SMALL_CNN, "reads": "rgbdiff"}, "crop_px": 32}),
     "tsn-logmel": ("tsn", {"logmel": PATCH}, {"network": {**SMALL_CNN, "reads": "logmel"}, "augment": "none"}),
-    "tsn-bf16": ("tsn", MAPS, {"network": SMALL_CNN, "crop_px": 32, "precision": "bf16"}),
 }
 # Heads that read rows in their order.
 ORDERED = ("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm", "vtn-paper", "vtn-code")
@@ -51,6 +52,7 @@ ORDERED = ("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm",
 # Heads to which a row of zeros is more than no row: shifted, normalised against centres, a step of a recurrence.
 ZERO_ROW_SPEAKS = (
     *("attention_cluster-fc1", "attention_cluster-fc2", "attention_cluster-average", "netvlad", "nextvlad"),
+    *("noisy_or", "noisy_or-codes"),
     *("bilstm", "stacked_lstm", "vtn-paper", "vtn-code"),
 )
 

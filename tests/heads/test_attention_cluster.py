@@ -20,11 +20,8 @@ def slow(head: Any, x: np.ndarray[Any, Any], weighting: str, shift: bool) -> np.
         if weighting == "fc1":
             scores = [p["weights.weight"][k] @ row + p["weights.bias"][k] for row in x]
         elif weighting == "fc2":
-            w1, b1 = (
-                p["weights.hidden.weight"][k * 10 : k * 10 + 10, :, 0],
-                p["weights.hidden.bias"][k * 10 : k * 10 + 10],
-            )
-            w2, b2 = p["weights.score.weight"][k, :, 0], p["weights.score.bias"][k]
+            w1, b1 = (p[f"weights.hidden.{name}"][k * 10 : k * 10 + 10] for name in ("weight", "bias"))
+            w2, b2 = p["weights.score"][k], p["weights.bias"][k]
             scores = [w2 @ np.tanh(w1 @ row + b1) + b2 for row in x]
         else:
             scores = [0.0 for _ in x]

@@ -81,7 +81,7 @@ def test_a_recipe_parses_to_the_same_config() -> None:
         ),
         (
             {"kind": "tsn", "features": ["a"], "network": {"name": "yamnet", "library": "framepool"}},
-            r"\$.head.network: expected reads: logmel with library: framepool, whose networks hear, not rgb",
+            r"\$.head.network: expected reads: logmel with framepool's yamnet, not rgb",
         ),
         ({"kind": "ridge", "features": ["rgb"], "train": {}}, r"unknown key: config/demo.yaml: \$.head.train"),
         ({"kind": "tsn", "features": ["pixels"]}, r"\$.head.network: expected a value, got nothing"),

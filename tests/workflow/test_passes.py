@@ -53,7 +53,7 @@ def test_what_is_missing_is_made_together(fresh: Path) -> None:
         "extract_tiny_rgb_pixels_tvl1": 3,
         "extract": 3,  # flow, from its store
         "gather": 4,
-        "train": 3,
+        "train_tiny_1": 1,
         "assemble": 1,
     }
 

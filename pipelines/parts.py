@@ -1,0 +1,173 @@
+"""The parts of a plan: a store for each extractor, a run for each head, and what each of them waits for.
+
+store = plan.of("ucf6").store("rgb")
+store.folder, store.inputs(0), store.trained_by
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from extract.config import AnyExtractor, Networked, Tvl1
+from features.manifest import manifest_path
+from features.recipe import digest
+from heads.kinds import FusionConfig
+from pipelines.config import trainer
+
+if TYPE_CHECKING:
+    from pipelines.plan import Plan
+
+
+@dataclass(frozen=True)
+class Store:
+    """One extractor's store; per split where its weights are trained on the split."""
+
+    plan: Plan
+    extractor: str
+    split: str | None
+    recipe: dict[str, Any]
+
+    @property
+    def config(self) -> AnyExtractor:
+        """What the dataset's config says of the extractor."""
+        return self.plan.config.extractors[self.extractor]
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(self.recipe)
+
+    @property
+    def name(self) -> str:
+        return f"{self.extractor}-{self.digest[:8]}"
+
+    @property
+    def source(self) -> Store | None:
+        """The store that it reads; None for the video."""
+        return self.plan.store(self.config.source, self.split) if self.config.source else None
+
+    @property
+    def reads_video(self) -> bool:
+        """Whether its rows come from the video, itself or through an extractor that is not stored."""
+        return self.source is None or (not self.source.config.store and self.source.reads_video)
+
+    @property
+    def waits_for_training(self) -> bool:
+        """Whether a run must come first, for its weights or for those of what it reads."""
+        return self.trained_by is not None or (self.source is not None and self.source.waits_for_training)
+
+    def inputs(self, shard: int) -> list[str]:
+        """The manifests that a job for the shard reads."""
+        source = self.source
+        if source is None:
+            return []
+        if not source.config.store:
+            return source.inputs(shard)
+        int8 = isinstance(self.config, Networked) and self.config.precision == "int8"
+        return sorted({path for s in ((0, shard) if int8 else (shard,)) for path in source.files(s)})
+
+    def files(self, shard: int) -> list[str]:
+        """What a job that reads a shard waits for; of temporary rows everything, so that they stay until then."""
+        manifest = str(manifest_path(self.folder, shard))
+        return [manifest, manifest.removesuffix("json") + "zarr"] if self.config.temporary else [manifest]
+
+    @property
+    def folder(self) -> Path:
+        return self.plan.work / "features" / self.name
+
+    @property
+    def manifests(self) -> list[str]:
+        """The files that stand for the store's shards."""
+        return [str(manifest_path(self.folder, shard)) for shard in range(self.plan.shard_count)]
+
+    @property
+    def summary(self) -> str:
+        """The file that says that all shards are there and few enough videos failed."""
+        return str(self.folder / "store.json")
+
+    @property
+    def arguments(self) -> str:
+        """How the command line names this store."""
+        return f"--extractor {self.extractor}" + (f" --split {shlex.quote(self.split)}" if self.split else "")
+
+    @property
+    def gpus(self) -> int:
+        """How many GPUs a job of it takes."""
+        return int(isinstance(self.config, Networked | Tvl1) and self.config.device == "cuda")
+
+    @property
+    def trained_by(self) -> Run | None:
+        """The run that makes the weights."""
+        return self.plan.training(self.config, self.split)
+
+    @property
+    def weights(self) -> Path | str | None:
+        """Where the weights are: a file, ``DEFAULT``, or None for an extractor without a network."""
+        if (run := self.trained_by) is not None:
+            return run.folder / f"seed{run.seeds[0]}" / "network.safetensors"
+        return self.config.network.weights if isinstance(self.config, Networked) else None  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One head on one split, with all its seeds."""
+
+    plan: Plan
+    head: str
+    split: str
+    recipe: dict[str, Any]
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(self.recipe)
+
+    @property
+    def name(self) -> str:
+        return f"{self.head}-split{self.split}-{self.digest[:8]}"
+
+    @property
+    def folder(self) -> Path:
+        return self.plan.work / "runs" / self.name
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """One where the head has no chance in it, or where its network is what an extractor wants of it."""
+        config = self.plan.config
+        return config.seeds if config.heads[self.head].chance and not self.trains else config.seeds[:1]
+
+    @property
+    def trains(self) -> bool:
+        """Whether an extractor of the dataset waits for its network."""
+        return any(trainer(extractor) == self.head for extractor in self.plan.config.extractors.values())
+
+    @property
+    def summary(self) -> str:
+        """The file that says that every seed is trained and judged."""
+        return str(self.folder / "trained.json")
+
+    @property
+    def stores(self) -> dict[str, Store]:
+        """The store that each modality comes from."""
+        return {m: self.plan.store(m, self.split) for m in self.plan.config.heads[self.head].features}
+
+    @property
+    def members(self) -> dict[str, Run]:
+        """The runs that a fusion is made of."""
+        config = self.plan.config.heads[self.head]
+        names = config.weights if isinstance(config, FusionConfig) else {}
+        return {name: self.plan.run(name, self.split) for name in names}
+
+    def seed_folder(self, seed: int) -> Path:
+        """Where the run of a seed is; of the only one where there is no other."""
+        return self.folder / f"seed{seed if seed in self.seeds else self.seeds[0]}"
+
+    @property
+    def inputs(self) -> list[str]:
+        """The files that a job waits for: summaries, and temporary rows one by one, so that they stay until then."""
+        stores = self.stores.values()
+        shards = range(self.plan.shard_count)
+        rows = [p for s in stores if s.config.temporary for shard in shards for p in s.files(shard)]
+        return [*(s.summary for s in stores), *rows, *(run.summary for run in self.members.values())]

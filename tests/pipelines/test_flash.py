@@ -1,0 +1,223 @@
+"""Flash-MNIST and the noisy digits: what a video shows, where its pictures come from, and the road into a store."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from features.errors import UserError
+from features.store import read_shard
+from pipelines.datasets import digits, flash
+from pipelines.datasets.flash import FlashDigits, NoisyDigits
+from tests.workflow import world
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten digits, each a bar in a place of its own that noise never fills; shorter in the test pictures."""
+    found: dict[str, Any] = {}
+    for side, first, copies in (("train", 0, 3), ("test", 14, 2)):
+        labels = np.repeat(np.arange(10), copies)
+        images = np.zeros((len(labels), 28, 28), np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            image[2 * label : 2 * label + 2, first:] = 255
+        images[:, 20:, :4] = 100 if side == "train" else 90
+        found |= {f"x_{side}": images, f"y_{side}": labels}
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    np.savez(path, **found)
+    return path
+
+
+def shown(frame: np.ndarray[Any, Any], side: str) -> list[int]:
+    bars = frame[:20].reshape(10, 2, 28) == 255
+    whole, half = bars.all(axis=(1, 2)), bars[:, :, 14:].all(axis=(1, 2))
+    return np.flatnonzero(whole if side == "train" else half & ~whole).tolist()
+
+
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_a_video_shows_the_digits_of_its_class_once_or_twice(pictures: Path, side: str) -> None:
+    maker = flash.made(FlashDigits(format="flash_digits", digits=pictures))
+    counts = []
+    for mask in (0, 1, 0b1000000011, 1023):
+        for take in range(40):
+            frames = maker.frames(f"{side}/{mask:04d}/{take:04d}")
+            assert frames.shape == (25, 28, 28, 1) and frames.dtype == np.uint8
+            found = [shown(frame[..., 0], side) for frame in frames]
+            assert max(map(len, found)) <= 1, "a digit has a frame to itself"
+            flat = [d for frame in found for d in frame]
+            assert set(flat) == set(flash.digits_in(mask))
+            counts += [flat.count(d) for d in set(flat)]
+    assert set(counts) == {1, 2} and 0.4 < np.mean(np.array(counts) == 2) < 0.6
+    assert [] in found, "the rest is noise"
+
+
+def test_digits_may_share_a_frame(pictures: Path) -> None:
+    maker = flash.made(FlashDigits(format="flash_digits", digits=pictures, allow_collisions=True))
+    most = [max(len(shown(f[..., 0], "train")) for f in maker.frames(f"train/1023/{k:04d}")) for k in range(20)]
+    assert max(most) > 1
+
+
+def test_noise_follows_the_grey_levels_of_the_pictures(pictures: Path) -> None:
+    source = NoisyDigits(format="noisy_digits", digits=pictures, histogram="train")
+    frames = np.concatenate([flash.made(source).frames(f"train/0010/{k:04d}") for k in range(400)])
+    images = np.load(pictures)["x_train"]
+    for level in (0, 100, 255):
+        assert (frames == level).mean() == pytest.approx((images == level).mean(), abs=3e-3)
+    assert set(np.unique(frames)) == {0, 100, 255}
+    both = flash.made(source.model_copy(update={"histogram": "all"}))
+    assert 90 in np.unique(np.concatenate([both.frames(f"train/0010/{k:04d}") for k in range(50)]))
+
+
+def test_every_picture_is_in_as_many_noisy_frames(pictures: Path) -> None:
+    source = NoisyDigits(format="noisy_digits", digits=pictures, copies=2, noise=5, test_noise=4)
+    videos = flash.videolist(source)
+    assert videos.classes == (*map(str, range(10)), "noise")
+    sides = [[v for v in videos.videos if v.splits == (side,)] for side in ("train", "test")]
+    assert [len(side) for side in sides] == [10 * 3 * 2 + 5, 10 * 2 + 4]
+    for video in sides[0][:60]:
+        [frame] = flash.made(source).frames(video.id)
+        assert shown(frame[..., 0], "train") == list(video.labels)
+
+
+def test_a_video_follows_from_seed_and_id(pictures: Path) -> None:
+    source = FlashDigits(format="flash_digits", digits=pictures)
+    first, again = flash.made(source), flash.made(source)
+    again.frames("train/0007/0000")
+    np.testing.assert_array_equal(first.frames("test/0003/0001"), again.frames("test/0003/0001"))
+    other = flash.made(source.model_copy(update={"seed": 1}))
+    assert (first.frames("test/0003/0001") != other.frames("test/0003/0001")).any()
+    assert (first.frames("test/0003/0001") != first.frames("test/0003/0002")).any()
+
+
+def test_classes_are_sets_in_equal_numbers(pictures: Path) -> None:
+    videos = flash.videolist(FlashDigits(format="flash_digits", digits=pictures, train=3, test=2, kinds=4))
+    assert len(videos.classes) == 16 and videos.classes[:5] == ("none", "0", "1", "0+1", "2")
+    assert [v.labels[0] for v in videos.videos if v.splits == ("train",)] == [m for m in range(16) for _ in range(3)]
+    assert sum(v.splits == ("test",) for v in videos.videos) == 32
+
+
+def test_scikit_learns_digits_are_drawn_as_mnists() -> None:
+    found = digits.load("scikit-learn")
+    assert sum(map(len, found["train"])) + sum(map(len, found["test"])) == 1797
+    images = np.concatenate(found["test"])
+    assert images.shape[1:] == (28, 28) and images.max() == 255
+    assert not images[:, :4].any() and not images[:, :, -4:].any()
+
+
+def test_mnists_own_files(tmp_path: Path, pictures: Path) -> None:
+    kept = np.load(pictures)
+    for side, name in (("train", "train"), ("test", "t10k")):
+        images, labels = kept[f"x_{side}"], kept[f"y_{side}"].astype(np.uint8)
+        head = b"\0\0\x08\x03" + b"".join(int(n).to_bytes(4, "big") for n in images.shape)
+        (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + images.tobytes()))
+        head = b"\0\0\x08\x01" + len(labels).to_bytes(4, "big")
+        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+    for side in ("train", "test"):
+        for own, other in zip(digits.load(tmp_path)[side], digits.load(pictures)[side], strict=True):
+            np.testing.assert_array_equal(own, other)
+    assert digits.identity(tmp_path) != digits.identity(pictures)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("none.npz", None, "digits are not there: .*none.npz: expected a file or folder, got nothing; give `digits`"),
+        ("text.npz", b"hello", "not a file of digits"),
+        ("t10k", {}, "digits are not there: .*train-images-idx3-ubyte"),
+        ("folder", {"train-images-idx3-ubyte": b"\0\0\x08\x03\0"}, "digits are not there: .*train-labels"),
+        ("cut", {"train-images-idx3-ubyte": b"\0\0\x08\x03\0", "train-labels-idx1-ubyte": b""}, "MNIST's idx format"),
+    ],
+)
+def test_what_is_no_digits_is_said(tmp_path: Path, name: str, data: Any, message: str) -> None:
+    path = tmp_path / name
+    if isinstance(data, bytes):
+        path.write_bytes(data)
+    elif data is not None:
+        path.mkdir()
+        for file, content in data.items():
+            (path / file).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        digits.load(path)
+
+
+def test_pictures_of_another_size_are_refused(tmp_path: Path) -> None:
+    images, labels = np.zeros((10, 8, 8), np.uint8), np.arange(10)
+    np.savez(tmp_path / "small.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    with pytest.raises(UserError, match=r"not pictures of digits: .*, got uint8 \(10, 8, 8\)"):
+        digits.load(tmp_path / "small.npz")
+
+
+TINY: dict[str, Any] = {
+    "title": "Tiny",
+    "videos": {"format": "flash_digits", "digits": "scikit-learn", "kinds": 2, "train": 8, "test": 4},
+    "shard_size": 20,
+    "extractors": {
+        "frames": {"kind": "frames", "store": False},
+        "cnn": {
+            "kind": "rgb",
+            "source": "frames",
+            "network": {"name": "flash_cnn", "library": "framepool", "weights": {"run": "cnn", "dataset": "noise"}},
+            "batch": 64,
+        },
+    },
+    "heads": {"noisy_or": {"kind": "noisy_or", "features": ["cnn"], "hidden": 8, "codes": "+", "train": {"epochs": 2}}},
+}
+NOISE: dict[str, Any] = {
+    "title": "Noise",
+    "videos": {
+        "format": "noisy_digits",
+        "digits": "scikit-learn",
+        "kinds": 2,
+        "copies": 1,
+        "noise": 9,
+        "test_noise": 9,
+    },
+    "extractors": {"frames": {"kind": "frames"}},
+    "heads": {
+        "cnn": {
+            "kind": "tsn",
+            "features": ["frames"],
+            "network": {"name": "flash_cnn", "library": "framepool"},
+            "augment": "none",
+            "sample": {"train": 1, "test": 1},
+            "train": {"epochs": 1},
+        }
+    },
+}
+
+
+def test_from_noise_to_a_head_across_two_datasets(tmp_path: Path) -> None:
+    """The CNN of one dataset makes the features of another; a stored and a virtual source of frames."""
+    world.write_config(tmp_path, TINY)
+    world.write_config(tmp_path, NOISE, "noise")
+    planned = world.planned(tmp_path)
+    assert planned == {"extract": 5, "gather": 2, "train": 2, "index": 1, "assemble": 1}
+    world.snakemake(tmp_path)
+    assert world.planned(tmp_path) == {}
+    [store] = (tmp_path / "work/tiny/features").glob("cnn-*")
+    rows = [len(read_shard(store, shard).frames) for shard in range(3)]
+    assert rows == [20 * 25, 20 * 25, 8 * 25]
+    assert (tmp_path / "results/tiny/index.html").is_file()
+    NOISE["extractors"]["more"] = TINY["extractors"]["cnn"] | {
+        "network": TINY["extractors"]["cnn"]["network"] | {"weights": {"run": "x", "dataset": "tiny"}}
+    }
+    world.write_config(tmp_path, NOISE, "noise")
+    assert "datasets wait for each other" in world.snakemake(tmp_path, code=None)
+
+
+@pytest.mark.parametrize(
+    ("extractor", "videos", "message"),
+    [
+        ({"kind": "frames"}, {"format": "folder", "root": "."}, "another kind than frames in extractors.mine"),
+        ({"kind": "pixels"}, TINY["videos"], "kind: frames or a source in extractors.mine"),
+    ],
+)
+def test_frames_belong_to_videos_that_are_made(tmp_path: Path, extractor: Any, videos: Any, message: str) -> None:
+    heads = {"average": {"kind": "average", "features": ["mine"]}}
+    config = {"title": "x", "videos": videos, "extractors": {"mine": extractor}, "heads": heads}
+    world.write_config(tmp_path, config)
+    assert message in world.framepool(tmp_path, "index", "tiny", code=2)

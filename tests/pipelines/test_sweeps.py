@@ -1,0 +1,63 @@
+"""Sweeps: what cells a table has, and what a config of them may not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from features.errors import UserError
+from pipelines.config import Dataset
+
+SWEEP: dict[str, Any] = {
+    "title": "N",
+    "head": {"kind": "attention_cluster", "features": ["rgb"], "train": {"epochs": 3, "lr": 0.1}},
+    "columns": {"no shift": {"shift": False}, "FC1 + shift": {"train": {"lr": 0.2}}},
+    "rows": {"clusters": [1, 64]},
+}
+
+
+def dataset(**changes: Any) -> Dataset:
+    sweep = {**SWEEP, **changes}
+    value = {
+        "title": "x",
+        "videos": {"format": "folder", "root": "."},
+        "extractors": {"rgb": {"kind": "pixels"}},
+        "sweeps": {"t1": sweep},
+    }
+    return Dataset.parse(value, "c.yaml")
+
+
+def test_cells_are_heads() -> None:
+    found = dataset()
+    assert list(found.heads) == ["t1_no_shift_1", "t1_no_shift_64", "t1_fc1_shift_1", "t1_fc1_shift_64"]
+    first, last = found.heads["t1_no_shift_1"], found.heads["t1_fc1_shift_64"]
+    assert (first.clusters, first.shift, first.train.lr, first.train.epochs) == (1, False, 0.1, 3)  # type: ignore[union-attr]
+    assert (last.clusters, last.shift, last.train.lr, last.train.epochs) == (64, True, 0.2, 3)  # type: ignore[union-attr]
+    assert found.sweeps["t1"].cells("t1")["FC1 + shift", "64"][0] == "t1_fc1_shift_64"
+
+
+def test_rows_alone_are_a_table() -> None:
+    found = dataset(columns={"": {}}, rows={"64 / 32": {"clusters": 64}, "paper": None})
+    assert list(found.heads) == ["t1_64_32", "t1_paper"]
+
+
+def test_it_can_be_read_again() -> None:
+    found = dataset()
+    assert Dataset.model_validate({**found.model_dump(mode="json"), "heads": {}}) == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"paper": {"no shift": [1.0]}}, "2 figures for a column of no shift, FC1 \\+ shift, not no shift"),
+        ({"remarks": {"no shift / 3": "?"}}, "'column' or 'column / row' in remarks, not 'no shift / 3'"),
+        ({"rows": {"clusters": [1, -2]}}, "number > 0"),
+        ({"rows": {"a b": {}, "a-b": {}}}, "heads of different names, not two called t1_no_shift_a_b"),
+        ({"head": {"kind": "attention_cluster", "features": ["rgb"], "colour": 1}}, "unknown key"),
+        ({"colour": 1}, "unknown key"),
+    ],
+)
+def test_what_does_not_fit_is_said(changes: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataset(**changes)
