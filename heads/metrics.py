@@ -1,4 +1,4 @@
-"""How good scores are: top-k, mean per class, confusion, parts of class names, mean average precision.
+"""How good scores are: top-k, mean per class, confusions, parts of class names, mean average precision.
 
 Ties go to the class that stands first in the list, so no score is counted twice and nothing depends on a sort.
 Numbers that do not exist (no video, no video of a class) are None and never NaN.
@@ -30,14 +30,12 @@ def ranks(logits: Floats, labels: Labels) -> npt.NDArray[np.int64]:
 
 
 def single_label(logits: Floats, labels: Labels, classes: Sequence[str], factors: Sequence[str] = ()) -> dict[str, Any]:
-    """top1, top5, mean_class, loss, n_test, per_class, confusion (rows true, columns predicted), factors if asked."""
+    """top1, top5, mean_class, loss, n_test, per_class, factors if asked."""
     rank = ranks(logits, labels)
-    predicted = logits.argmax(axis=1) if len(logits) else np.zeros(0, dtype=np.int64)
-    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(confusion, (labels, predicted), 1)
+    counts = confusion(logits, labels)
     per_class = {
         name: int(row[k]) / int(row.sum()) if row.sum() else None
-        for k, (name, row) in enumerate(zip(classes, confusion, strict=True))
+        for k, (name, row) in enumerate(zip(classes, counts, strict=True))
     }
     known = [share for share in per_class.values() if share is not None]
     found = {
@@ -47,11 +45,17 @@ def single_label(logits: Floats, labels: Labels, classes: Sequence[str], factors
         "loss": _mean(cross_entropy(logits, labels)),
         "n_test": len(labels),
         "per_class": per_class,
-        "confusion": confusion.tolist(),
     }
     if factors:
-        found["factors"] = factor_accuracy(predicted, labels, classes, factors)
+        found["factors"] = factor_accuracy(_predicted(logits), labels, classes, factors)
     return found
+
+
+def confusion(logits: Floats, labels: Labels) -> npt.NDArray[np.int64]:
+    """(V,C), (V,) -> (C,C): how many videos of each class (rows) were taken for each (columns)."""
+    counts = np.zeros((logits.shape[1], logits.shape[1]), dtype=np.int64)
+    np.add.at(counts, (labels, _predicted(logits)), 1)
+    return counts
 
 
 def factor_accuracy(
@@ -123,6 +127,10 @@ def binary_cross_entropy(logits: Floats, labels: Labels) -> npt.NDArray[np.float
     """(V,C), (V,C) -> (V,): mean over classes."""
     wide = logits.astype(np.float64)
     return np.asarray((np.logaddexp(0, wide) - wide * labels).mean(axis=1))
+
+
+def _predicted(logits: Floats) -> npt.NDArray[np.int64]:
+    return logits.argmax(axis=1) if len(logits) else np.zeros(0, dtype=np.int64)
 
 
 def _mean(values: npt.NDArray[Any]) -> float | None:

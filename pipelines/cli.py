@@ -75,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add("assemble", "stage_two.assemble", "write results/DATASET: leaderboard, figures, page")
     _dataset(sub)
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="default: results/DATASET")
+    sub.add_argument("--partial", action="store_true", help="from what is finished already")
     return top
 
 

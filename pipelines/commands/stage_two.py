@@ -55,8 +55,7 @@ def _tell(run: Run, seed: int, metrics: dict[str, Any], found: dict[int, dict[st
     found[seed] = metrics
     print(f"{run.head} seed {seed}: {_in_short(metrics)} after {time.monotonic() - start:.1f} s", flush=True)
     if set(run.seeds) <= found.keys():
-        kept = {str(s): {k: v for k, v in m.items() if k != "confusion"} for s, m in found.items()}
-        write_json(run.folder / "trained.json", {"run": run.name, "metrics": kept})
+        write_json(run.folder / "trained.json", {"run": run.name, "metrics": {str(s): m for s, m in found.items()}})
 
 
 def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, int], dict[str, Any] | FramepoolError]]:
@@ -156,7 +155,7 @@ def evaluate(args: Namespace) -> None:
     metrics = evaluate_run(
         args.folder, features=features, labels=labels, test=test_set, classes=videos.classes, device=args.device
     )
-    shown = {k: v for k, v in metrics.items() if k not in ("confusion", "per_class")}
+    shown = {k: v for k, v in metrics.items() if k != "per_class"}
     print(json.dumps(shown, indent=1, sort_keys=True))
 
 
@@ -167,7 +166,9 @@ def assemble(args: Namespace) -> None:
     plan = plans.of(args.dataset)
     runs = plan.runs()
     missing = [run for run in runs if not Path(run.summary).is_file()]
-    if missing:
+    if args.partial:
+        runs = [run for run in runs if run not in missing]
+    elif missing:
         fix = f"run `framepool train {plan.dataset} --head {missing[0].head} --split {missing[0].split}`"
         raise UserError("a head is not trained yet", where=missing[0].folder, fix=fix)
     write_results(
@@ -175,11 +176,12 @@ def assemble(args: Namespace) -> None:
         dataset=plan.dataset,
         title=plan.config.title,
         runs=[run.folder / f"seed{seed}" for run in runs for seed in run.seeds],
-        stores=[store.folder for store in plan.stores()],
+        stores=[s.folder for s in plan.stores() if not args.partial or Path(s.summary).is_file()],
         videos=plan.videos,
         splits=plan.config.splits,
         factors=plan.config.factors,
         plan_info=_plan_info(plan),
+        sweeps=plan.config.sweeps,
     )
 
 

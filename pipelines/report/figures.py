@@ -12,16 +12,18 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.colors import ListedColormap, to_rgba
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from features.errors import printable
 from pipelines.report.runs import Head, mean
+from pipelines.report.tables import Table
 
 INK: Final = "#0a0b0c"  # stands for currentColor until the text is written
 BLUE, ORANGE, GREY = "#3f7fc1", "#d9772b", "#8a8f98"  # read well on white and on near-black
@@ -80,6 +82,46 @@ def learning_curves(head: Head) -> str | None:
         return _svg(figure)
 
 
+def by_epoch(table: Table) -> str | None:
+    """Test scores over epochs: a panel a column of the table, a line a row, the later the darker (Attention Clusters,
+    CVPR 2018, Fig. 4)."""
+    metric = next(iter(table.cells.values())).metric
+    lines = {
+        place: [mean(values) for values in zip_longest(*(run.history.get(f"test_{metric}", []) for run in head.runs))]
+        for place, cell in table.cells.items()
+        if (head := cell.head) is not None
+    }
+    columns = [column for column in table.sweep.columns if any(lines.get((column, row)) for row in table.sweep.rows)]
+    if not columns or max(map(len, lines.values())) < 2:
+        return None
+    across = min(3, len(columns))
+    with _drawing(f"by epoch {table.name}"):
+        figure = Figure(figsize=(7.2, 0.3 + 2.3 * -(-len(columns) // across)))
+        grid = figure.subplots(-(-len(columns) // across), across, sharex=True, sharey=True, squeeze=False).ravel()
+        colours = LinearSegmentedColormap.from_list("rows", [ORANGE, GREY, BLUE])
+        for axes, column in zip_longest(grid, columns):
+            if column is None:
+                axes.set_visible(False)
+                continue
+            for k, row in enumerate(table.sweep.rows):
+                epochs, values = _points(lines.get((column, row), []))
+                colour = colours(k / max(1, len(table.sweep.rows) - 1))
+                marker = "o" if len(epochs) == 1 else ""
+                axes.plot(epochs, values, color=colour, linewidth=1.2, marker=marker, markersize=3, label=short(row))
+            axes.set_title(short(column or table.name))
+            axes.grid(axis="y")
+            axes.margins(x=0.01)
+            axes.set_ylim(0, 1.02)
+            axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f}")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        for axes in grid[max(0, len(columns) - across) : len(columns)]:
+            axes.set_xlabel("epoch")
+            axes.tick_params(labelbottom=True)
+        handles = grid[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside right center", handlelength=1.2)
+        return _svg(figure)
+
+
 def confusion(head: Head) -> str | None:
     """Rows true, columns predicted, each row scaled to its sum. None where videos have several labels."""
     counts = head.confusion
@@ -87,7 +129,7 @@ def confusion(head: Head) -> str | None:
         return None
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
-    names, n = [short(name) for name in head.per_class], len(counts)
+    names, n = [short(name) for name in head.classes], len(counts)
     side = min(7.2, 2.6 + 0.17 * min(n, LABELLED))
     with _drawing(f"confusion {head.name}"):
         figure = Figure(figsize=(side, side))

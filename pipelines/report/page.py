@@ -27,6 +27,8 @@ from pipelines.report import figures
 from pipelines.report.compare import Gap, behind
 from pipelines.report.runs import Head, by_head, metric_names, ranking, read_run
 from pipelines.report.stores import Store, flat, read_store
+from pipelines.report.tables import Table, tables
+from pipelines.sweeps import Sweep
 
 LISTED: Final = 400  # lines of a list on the page; the files beside it hold them all
 FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")  # what makes a spreadsheet compute
@@ -43,6 +45,7 @@ def assemble(
     splits: Sequence[str],
     factors: Sequence[str],
     plan_info: dict[str, Any],
+    sweeps: Mapping[str, Sweep] | None = None,
 ) -> None:
     """Write the results folder of `dataset` from the folders of its finished runs and of its stores.
 
@@ -51,7 +54,9 @@ def assemble(
     heads = by_head(read_run(folder) for folder in runs)
     found = [read_store(folder) for folder in stores]
     metrics = metric_names(heads, factors)
-    drawn, gaps = _drawn(heads, factors, videos), behind(heads)
+    filled = tables(sweeps or {}, heads)
+    listed_heads = outside(heads, filled)
+    drawn, gaps = _drawn(listed_heads, factors, videos, filled), behind(heads)
     make_folder(out)
     Disk.remove(out / "figures")
     make_folder(out / "figures")
@@ -60,6 +65,9 @@ def assemble(
     _write_csv(out / "leaderboard.csv", leaderboard(heads, metrics, splits, gaps))
     _write_csv(out / "seeds.csv", seeds(heads, metrics))
     _write_csv(out / "outcomes.csv", outcomes(found))
+    Disk.remove(out / "tables")
+    for table in filled:
+        _write_csv(make_folder(out / "tables") / f"{table.name}.csv", table.rows())
     write_json(out / "metrics.json", _metrics(dataset, leaderboard(heads, metrics, splits, gaps), heads, metrics))
     write_json(out / "run.json", _run(dataset, title, heads, found, plan_info))
     page = (
@@ -68,7 +76,9 @@ def assemble(
         .render(
             dataset=dataset,
             title=title,
-            heads=heads,
+            heads=listed_heads,
+            unlisted=len(heads) - len(listed_heads),
+            tables=filled,
             metrics=metrics,
             ranking=ranking(heads),
             gaps=gaps,
@@ -84,6 +94,13 @@ def assemble(
         )
     )
     write_bytes(out / "index.html", page.encode())
+
+
+def outside(heads: Sequence[Head], filled: Sequence[Table]) -> list[Head]:
+    """The heads that are listed one by one: those of no table, and of each table the best."""
+    best = {min(table.heads, key=heads.index).name for table in filled}
+    swept = {head.name for table in filled for head in table.heads} - best
+    return [head for head in heads if head.name not in swept]
 
 
 def leaderboard(
@@ -158,7 +175,7 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     write_bytes(path, stream.getvalue().encode())
 
 
-def _drawn(heads: Sequence[Head], factors: Sequence[str], videos: VideoList) -> dict[str, str]:
+def _drawn(heads: Sequence[Head], factors: Sequence[str], videos: VideoList, filled: Sequence[Table]) -> dict[str, str]:
     """Every figure that there is something to draw for, by its file name."""
     if not heads:
         return {}
@@ -167,6 +184,7 @@ def _drawn(heads: Sequence[Head], factors: Sequence[str], videos: VideoList) -> 
         "confusion": figures.confusion(heads[0]),
         "classes": figures.per_class(heads[0]),
         "factors": figures.factors(heads, factors, [1 / max(1, n) for n in values]),
+        **{f"table-{table.name}": figures.by_epoch(table) for table in filled},
         **{f"learning-{head.name}": figures.learning_curves(head) for head in heads},
     }
     return {name: svg for name, svg in found.items() if svg is not None}

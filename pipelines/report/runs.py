@@ -19,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from features.errors import DamagedStore
+from heads import metrics
+from heads.results import read_predictions
 
 # What a leaderboard may show of metrics.json, in this order; the first that is there ranks the heads.
 METRICS: Final = {"top1": "top-1", "map": "mAP", "map_unlabelled_last": "mAP, unlabelled last", "top5": "top-5"}
@@ -70,6 +72,14 @@ class Head:
         return str(self.runs[0].record["kind"])
 
     @property
+    def multi_label(self) -> bool:
+        return bool(self.runs[0].record["multi_label"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.runs[0].record["classes"])
+
+    @property
     def features(self) -> tuple[str, ...]:
         return tuple(self.runs[0].record["stores"])
 
@@ -110,22 +120,26 @@ class Head:
     @cached_property
     def confusion(self) -> npt.NDArray[np.int64] | None:
         """(C, C) true, predicted: the test videos of all splits and seeds; None where videos have several labels."""
-        found = [run.metrics["confusion"] for run in self.runs if "confusion" in run.metrics]
-        return np.sum([np.array(c, np.int64) for c in found], axis=0) if found else None
+        if self.multi_label:
+            return None
+        found = [read_predictions(run.folder) for run in self.runs]
+        counts: npt.NDArray[np.int64] = np.sum([metrics.confusion(p.logits, p.labels) for p in found], axis=0)
+        return counts
 
     @cached_property
     def per_class(self) -> dict[str, float | None]:
-        """Of each class the mean over splits and seeds."""
+        """Of each class the mean over splits and seeds, in the order of the classes."""
         shares = [run.metrics["per_class"] for run in self.runs]
-        return {name: mean(share.get(name) for share in shares) for name in shares[0]}
+        return {name: mean(share.get(name) for share in shares) for name in self.classes}
 
 
 def read_run(folder: Path) -> Run:
     """A finished run. Raises `DamagedStore` where a file of it is missing or broken."""
-    record, metrics = (_json(folder / name) for name in ("run.json", "metrics.json"))
-    run = Run(folder=folder, record=record, metrics=metrics, history=_history(folder / "history.csv"))
-    lacking = {"head", "kind", "split", "seed", "stores", "parameters", "seconds", "classes"} - record.keys()
-    if lacking or not isinstance(metrics.get("per_class"), dict):
+    record, measured = (_json(folder / name) for name in ("run.json", "metrics.json"))
+    run = Run(folder=folder, record=record, metrics=measured, history=_history(folder / "history.csv"))
+    needed = {"head", "kind", "split", "seed", "stores", "parameters", "seconds", "classes", "multi_label"}
+    lacking = needed - record.keys()
+    if lacking or not isinstance(measured.get("per_class"), dict):
         got = f"no {min(lacking)}" if lacking else "no per_class in metrics.json"
         raise DamagedStore("run is not complete", where=folder, got=got, fix=FIX)
     return run

@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 
 from features.errors import UserError
-from heads.metrics import average_precision, global_average_precision, multi_label, ranks, single_label
+from heads.metrics import average_precision, confusion, global_average_precision, multi_label, ranks, single_label
 
 GENERATOR = np.random.default_rng(0)
 
@@ -29,7 +29,7 @@ def test_against_scikit_learn() -> None:
     assert found["top5"] == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(9)))
     assert found["mean_class"] == pytest.approx(recall_score(labels, predicted, average="macro"))
     assert found["loss"] == pytest.approx(log_loss(labels, softmax(logits.astype(np.float64)), labels=range(9)))
-    assert found["confusion"] == confusion_matrix(labels, predicted, labels=range(9)).tolist()
+    assert confusion(logits, labels).tolist() == confusion_matrix(labels, predicted, labels=range(9)).tolist()
     assert found["per_class"]["3"] == pytest.approx((predicted[labels == 3] == 3).mean())
 
 
