@@ -1,6 +1,7 @@
 """What a finished run leaves for people and reports: metrics, history, and the scores of every test video.
 
 write_predictions(folder, predictions, classes)             # predictions.npz and predictions.csv
+for look in read_attention(folder): look.weights["rgb"]     # (N,L), each row of it sums to 1
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from features.atomic import write_bytes
 from features.errors import DamagedStore
 from heads import metrics
 
+ATTENTION: Final = "attention.npz"
+_FIX: Final = "run `framepool train` for it again"
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a cell that begins so
 
 
@@ -28,6 +31,15 @@ class Predictions(NamedTuple):
     ids: Sequence[str]  # (V,)
     labels: npt.NDArray[Any]  # (V,) int64, or (V,C) bool where a video has several labels
     logits: npt.NDArray[np.float32]  # (V,C)
+
+
+class Look(NamedTuple):
+    """One video: of each modality the weights and the time of the middle of each row."""
+
+    id: str
+    label: str
+    weights: Mapping[str, npt.NDArray[np.float32]]  # (N,L)
+    time_us: Mapping[str, npt.NDArray[np.int64]]  # (L,)
 
 
 def measure(predictions: Predictions, classes: Sequence[str], factors: Sequence[str] = ()) -> dict[str, Any]:
@@ -65,8 +77,26 @@ def read_predictions(folder: Path) -> Predictions:
         with np.load(path) as kept:
             return Predictions(kept["ids"].tolist(), kept["labels"], kept["logits"])
     except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
-        fix = "run `framepool train` for it again"
-        raise DamagedStore("run is not complete", where=path, got=error, fix=fix) from None
+        raise DamagedStore("run is not complete", where=path, got=error, fix=_FIX) from None
+
+
+def read_attention(folder: Path) -> list[Look]:
+    """What `write_attention` left; none where it left nothing. Raises `DamagedStore`."""
+    path = folder / ATTENTION
+    if not path.exists():
+        return []
+    try:
+        with np.load(path) as file:
+            kept = dict(file)
+        names = [key.removeprefix("weights ") for key in kept if key.startswith("weights ")]
+        found = []
+        for k, (video, label) in enumerate(zip(kept["ids"].tolist(), kept["labels"].tolist(), strict=True)):
+            there = {m: kept[f"time_us {m}"][k] >= 0 for m in names}
+            weights = {m: kept[f"weights {m}"][k][:, there[m]] for m in names}
+            found.append(Look(video, label, weights, {m: kept[f"time_us {m}"][k][there[m]] for m in names}))
+        return found
+    except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        raise DamagedStore("run is not complete", where=path, got=error, fix=_FIX) from None
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float | None]]) -> None:

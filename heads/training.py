@@ -24,6 +24,7 @@ import heads
 from features.atomic import Disk, make_folder, write_json
 from features.batches import Features
 from features.errors import DamagedStore, UserError
+from heads.attention_maps import write_attention
 from heads.base import Head
 from heads.checkpoint import RESUME, RUN, load_head, read_run, save_head
 from heads.config import BaseConfig, TrainConfig
@@ -80,6 +81,7 @@ def train_run(
     save_head(folder, head, kind=config.kind, classes=classes)
     write_history(folder, history)
     write_predictions(folder, predictions, data.classes)
+    write_attention(folder, head, config, data, predictions)
     write_json(folder / METRICS, found)
     run = {
         "head": config.kind,

@@ -162,6 +162,7 @@ def evaluate(args: Namespace) -> None:
 def assemble(args: Namespace) -> None:
     """Write the results folder from finished runs and stores; the only command that writes there."""
     from pipelines.report import assemble as write_results
+    from pipelines.report.thumbnails import thumbnails
 
     plan = plans.of(args.dataset)
     runs = plan.runs()
@@ -182,6 +183,7 @@ def assemble(args: Namespace) -> None:
         factors=plan.config.factors,
         plan_info=_plan_info(plan),
         sweeps=plan.config.sweeps,
+        thumbnails=thumbnails(plan.root, plan.generator),
     )
 
 

@@ -17,11 +17,13 @@ from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
+import numpy.typing as npt
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LinearSegmentedColormap, ListedColormap, to_rgba
 from matplotlib.figure import Figure
 
 from features.errors import printable
+from heads.results import Look
 from pipelines.report.runs import Head, mean
 from pipelines.report.tables import Table
 
@@ -30,6 +32,7 @@ BLUE, ORANGE, GREY = "#3f7fc1", "#d9772b", "#8a8f98"  # read well on white and o
 LABELLED: Final = 32  # classes that still have their names beside a matrix
 BARS: Final = 60  # classes that have a bar each; of more, the best and the worst are shown
 ENDS: Final = 20
+UNITS: Final = 16  # of an attention cluster, shown
 STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -119,6 +122,38 @@ def by_epoch(table: Table) -> str | None:
             axes.tick_params(labelbottom=True)
         handles = grid[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside right center", handlelength=1.2)
+        return _svg(figure)
+
+
+def attention(look: Look, modality: str, pictures: Sequence[npt.NDArray[Any] | None]) -> str:
+    """Frames of a video above the weights that units give them, the most decided units first by where they look
+    (Attention Clusters, CVPR 2018, Fig. 5)."""
+    weights = look.weights[modality]  # (N,L)
+    spread = -(weights * np.log(np.maximum(weights, 1e-12))).sum(axis=1)
+    units = np.sort(np.argsort(spread, kind="stable")[:UNITS])
+    units = units[np.argsort(weights[units].argmax(axis=1), kind="stable")]
+    count = weights.shape[1]
+    with _drawing(f"attention {look.id} {modality}"):
+        wide = 6.6 / max(count, 8)
+        figure = Figure(figsize=(7.2, wide + 0.15 * len(units) + 0.55))
+        figure.set_layout_engine("none")
+        high = figure.get_figheight()
+        left, right, top = 0.07, 0.07 + 0.917 * min(1.0, count / 8), 1 - 0.22 / high
+        above = figure.add_axes((left, top - wide / high, right - left, wide / high))
+        below = figure.add_axes((left, 0.28 / high, right - left, 0.15 * len(units) / high))
+        for k, picture in enumerate(pictures):
+            if picture is not None:
+                above.imshow(picture, extent=(k, k + 0.96, 0, 1), interpolation="bilinear", aspect="auto")
+        above.set(xlim=(0, count), ylim=(0, 1))
+        above.axis("off")
+        above.set_title(f"{short(look.label, 30)}: {short(look.id, 50)}, {modality}", pad=4)
+        shown = weights[units] / weights[units].max(axis=1, keepdims=True)
+        below.imshow(shown, cmap=_fade(BLUE), vmin=0, vmax=1, extent=(0, count, len(units), 0), aspect="auto")
+        below.set_yticks([0.5, len(units) - 0.5], [f"unit {units[0] + 1}", f"{units[-1] + 1}"], fontsize=7)
+        times_s = look.time_us[modality] / 1e6
+        ticks = sorted({0, count // 2, count - 1})
+        below.set_xticks([k + 0.48 for k in ticks], [f"{times_s[k]:.1f} s" for k in ticks], fontsize=7)
+        below.tick_params(length=0)
         return _svg(figure)
 
 

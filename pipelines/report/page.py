@@ -23,11 +23,13 @@ from markupsafe import Markup
 from features.atomic import Disk, make_folder, write_bytes, write_json
 from features.errors import printable
 from features.videolist import VideoList
+from heads.results import read_attention
 from pipelines.report import figures
 from pipelines.report.compare import Gap, behind
 from pipelines.report.runs import Head, by_head, metric_names, ranking, read_run
 from pipelines.report.stores import Store, flat, read_store
 from pipelines.report.tables import Table, tables
+from pipelines.report.thumbnails import Thumbnails
 from pipelines.sweeps import Sweep
 
 LISTED: Final = 400  # lines of a list on the page; the files beside it hold them all
@@ -46,6 +48,7 @@ def assemble(
     factors: Sequence[str],
     plan_info: dict[str, Any],
     sweeps: Mapping[str, Sweep] | None = None,
+    thumbnails: Thumbnails | None = None,
 ) -> None:
     """Write the results folder of `dataset` from the folders of its finished runs and of its stores.
 
@@ -57,6 +60,8 @@ def assemble(
     filled = tables(sweeps or {}, heads)
     listed_heads = outside(heads, filled)
     drawn, gaps = _drawn(listed_heads, factors, videos, filled), behind(heads)
+    looking, looks = _looks(heads, videos, thumbnails) if thumbnails else ("", {})
+    drawn |= looks
     make_folder(out)
     Disk.remove(out / "figures")
     make_folder(out / "figures")
@@ -79,6 +84,7 @@ def assemble(
             heads=listed_heads,
             unlisted=len(heads) - len(listed_heads),
             tables=filled,
+            looking=looking,
             metrics=metrics,
             ranking=ranking(heads),
             gaps=gaps,
@@ -188,6 +194,21 @@ def _drawn(heads: Sequence[Head], factors: Sequence[str], videos: VideoList, fil
         **{f"learning-{head.name}": figures.learning_curves(head) for head in heads},
     }
     return {name: svg for name, svg in found.items() if svg is not None}
+
+
+def _looks(heads: Sequence[Head], videos: VideoList, thumbnails: Thumbnails) -> tuple[str, dict[str, str]]:
+    """The best head that has attention, and its figures: a few videos, each modality."""
+    paths = {video.id: video.path for video in videos.videos}
+    for head in heads:
+        found = {}
+        for k, look in enumerate(read_attention(head.runs[0].folder)):
+            for modality, times_us in look.time_us.items():
+                if len(times_us):
+                    pictures = thumbnails(look.id, paths.get(look.id, ""), times_us)
+                    found[f"attention-{k}-{modality}"] = figures.attention(look, modality, pictures)
+        if found:
+            return head.name, found
+    return "", {}
 
 
 def _metrics(

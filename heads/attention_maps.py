@@ -1,0 +1,66 @@
+"""What each unit of a trained head looks at in a few test videos, kept with the run for the report's pictures.
+
+write_attention(folder, head, config, data, predictions)        # attention.npz, see heads.results.read_attention
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from features.atomic import write_bytes
+from heads.base import Head
+from heads.config import BaseConfig
+from heads.loop import Data
+from heads.results import ATTENTION, Predictions
+
+VIDEOS: Final = 4
+
+
+@torch.no_grad()
+def write_attention(folder: Path, head: Head, config: BaseConfig, data: Data, predictions: Predictions) -> None:
+    """Of the first videos of different classes that the head has right; nothing for a head without attention."""
+    chosen = torch.tensor(_chosen(data, predictions), dtype=torch.int64)
+    if not hasattr(head, "attention") or not len(chosen):
+        return
+    head.eval()
+    select = {m: head.test_rows(config.rows(m).test) for m in head.shapes}
+    device = next(head.parameters()).device
+    rows, masks = head.completed(*data.features.batch(chosen, select, device, config.align))
+    kept: dict[str, Any] = {"ids": np.array([data.features.ids[k] for k in chosen.tolist()])}
+    kept["labels"] = np.array([data.classes[int(data.labels[k])] for k in chosen.tolist()])
+    for modality, weights in head.attention(rows, masks).items():  # type: ignore[operator]
+        kept[f"weights {modality}"] = weights.float().cpu().numpy()
+        kept[f"time_us {modality}"] = _times(data, config, modality, chosen, select)
+    stream = io.BytesIO()
+    np.savez(stream, **kept)
+    write_bytes(folder / ATTENTION, stream.getvalue())
+
+
+def _chosen(data: Data, predictions: Predictions) -> list[int]:
+    if data.multi_label or not len(predictions.ids):
+        return []
+    right = predictions.logits.argmax(axis=1) == predictions.labels
+    found: dict[int, int] = {}
+    for video, label, good in zip(data.test.tolist(), predictions.labels.tolist(), right.tolist(), strict=True):
+        if good:
+            found.setdefault(label, video)
+    classes = sorted(found)
+    few = [classes[k * len(classes) // VIDEOS] for k in range(VIDEOS)] if len(classes) > VIDEOS else classes
+    return [found[label] for label in few]
+
+
+def _times(
+    data: Data, config: BaseConfig, modality: str, videos: torch.Tensor, select: Mapping[str, Any]
+) -> npt.NDArray[np.int64]:
+    """(n,L): times of the rows that were picked; -1 for padding."""
+    reference = data.features.rows[config.align or modality]
+    index, mask = select[config.align or modality](reference.lengths[videos])
+    times = reference.time_us[torch.where(mask, index + reference.starts[videos, None], len(reference.time_us) - 1)]
+    return np.asarray(torch.where(mask, times, -1).numpy())
