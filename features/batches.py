@@ -13,7 +13,7 @@ Legend: V videos in all, N rows in all, B videos of a batch, L rows of a video, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -33,6 +33,10 @@ Select = Callable[[Tensor], tuple[Tensor, Tensor]]  # row counts (B,) -> row num
 _DTYPES: Final = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 _MEAN_ROWS: Final = 1024  # summed at a time
 _SAFETY_BYTES: Final = 256 << 20  # left free beside the rows
+
+
+class TooLarge(FramepoolError):
+    """Features that do not fit in memory. Exit code 1."""
 
 
 def all_rows(lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +98,9 @@ class Rows(NamedTuple):
     time_us: Tensor  # (N+1,) int64: the middle of what each row covers, ascending within a video
 
 
+Block = tuple["Features", Tensor, Tensor]  # rows in memory, places (n,) in what was asked for, numbers (n,) in the rows
+
+
 @dataclass(frozen=True)
 class Features:
     """The rows of `ids`, modality by modality. `stores` says where they came from, as a run records it."""
@@ -108,16 +115,11 @@ class Features:
 
         The store's own reader refuses damaged shards and rows that are not finite, naming the video.
         """
-        manifests = {modality: _manifests(folder) for modality, folder in stores.items()}
-        wanted = {video: place for place, video in enumerate(ids)}
-        if len(wanted) != len(ids):
-            raise FramepoolError("a video is listed twice", got=next(v for k, v in enumerate(ids) if wanted[v] != k))
+        manifests = {modality: manifests_of(folder) for modality, folder in stores.items()}
+        wanted = wanted_places(ids)
         _check_memory(manifests, wanted)
-        rows = {modality: _read(stores[modality], found, wanted) for modality, found in manifests.items()}
-        facts = {
-            modality: {"store": Path(stores[modality]).name, "digest": first.digest, "facts": first.facts}
-            for modality, (_, first) in ((m, found[0]) for m, found in manifests.items())
-        }
+        rows = {modality: read_rows(stores[modality], found, wanted) for modality, found in manifests.items()}
+        facts = facts_of(stores, {modality: dict(found) for modality, found in manifests.items()})
         return cls(tuple(ids), rows, facts)
 
     @classmethod
@@ -178,6 +180,12 @@ class Features:
             found[modality] = (total / max(1, len(index))).float()
         return found
 
+    def blocks(self, videos: Tensor, generator: torch.Generator | None = None) -> Iterator[Block]:
+        """`videos` (n,) in one block: these features, the order of `videos` (random with a `generator`), and their
+        numbers here. What `features.stream.Stream` gives in several."""
+        order = torch.arange(len(videos)) if generator is None else torch.randperm(len(videos), generator=generator)
+        yield self, order, videos[order]
+
     def to(self, device: torch.device) -> Features:
         """The same features with the rows on `device`; what picks them stays where the generators are, on the CPU."""
         return Features(self.ids, {m: r._replace(data=r.data.to(device)) for m, r in self.rows.items()}, self.stores)
@@ -222,7 +230,27 @@ class Features:
         return torch.from_numpy(rows), mask & (counts > 0)[:, None]
 
 
-def _manifests(folder: Path) -> list[tuple[int, Manifest]]:
+def wanted_places(ids: Sequence[str]) -> dict[str, int]:
+    """Where each video stands in `ids`; refuses one that is there twice."""
+    wanted = {video: place for place, video in enumerate(ids)}
+    if len(wanted) != len(ids):
+        raise FramepoolError("a video is listed twice", got=next(v for k, v in enumerate(ids) if wanted[v] != k))
+    return wanted
+
+
+def facts_of(stores: Mapping[str, Path], manifests: Mapping[str, Mapping[int, Manifest]]) -> dict[str, dict[str, Any]]:
+    """What a run records of the stores that it reads."""
+    firsts = {modality: next(iter(found.values())) for modality, found in manifests.items()}
+    return {m: {"store": Path(stores[m]).name, "digest": f.digest, "facts": f.facts} for m, f in firsts.items()}
+
+
+def row_bytes(manifests: Mapping[int, Manifest]) -> int:
+    """Bytes of one row of a store."""
+    first = next(iter(manifests.values()))
+    return math.prod(first.row_shape) * np.dtype(first.dtype).itemsize
+
+
+def manifests_of(folder: Path) -> list[tuple[int, Manifest]]:
     """The manifests of a store's shards, all of one recipe, weights and row shape."""
     found = [(shard, read_manifest(folder, shard)) for shard in shards(folder)]
     if not found:
@@ -241,25 +269,26 @@ def _manifests(folder: Path) -> list[tuple[int, Manifest]]:
 def _check_memory(manifests: Mapping[str, list[tuple[int, Manifest]]], wanted: Mapping[str, int]) -> None:
     needed = _SAFETY_BYTES
     for shards_ in manifests.values():
-        size = math.prod(shards_[0][1].row_shape) * np.dtype(shards_[0][1].dtype).itemsize
-        kept = sum(int(_counts(m)[[video in wanted for video in m.ids]].sum()) for _, m in shards_)
+        size = row_bytes(dict(shards_))
+        kept = sum(int(counts_of(m)[[video in wanted for video in m.ids]].sum()) for _, m in shards_)
         needed += size * (kept + max(m.rows for _, m in shards_))  # the rows, and one shard while it is read
     available = psutil.virtual_memory().available
     if needed > available:
-        fix = "train on fewer modalities or rows a video, or on a machine with more memory"
+        fix = "stream them (framepool train --stream), or train on fewer modalities"
         got = f"{available} available"
-        raise FramepoolError("features do not fit in memory", expected=f"{needed} bytes", got=got, fix=fix)
+        raise TooLarge("features do not fit in memory", expected=f"{needed} bytes", got=got, fix=fix)
 
 
-def _counts(manifest: Manifest) -> np.ndarray[Any, np.dtype[np.int64]]:
+def counts_of(manifest: Manifest) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """(V,) rows of each video of a shard."""
     return np.array([outcome.rows for outcome in manifest.outcomes], dtype=np.int64)
 
 
-def _read(folder: Path, manifests: Sequence[tuple[int, Manifest]], wanted: Mapping[str, int]) -> Rows:
+def read_rows(folder: Path, manifests: Sequence[tuple[int, Manifest]], wanted: Mapping[str, int]) -> Rows:
     """The rows of the wanted videos in store order, and where each video's begin."""
     first = manifests[0][1]
     places = [np.array([wanted.get(video, -1) for video in m.ids], dtype=np.int64) for _, m in manifests]
-    total = sum(int(_counts(m)[place >= 0].sum()) for place, (_, m) in zip(places, manifests, strict=True))
+    total = sum(int(counts_of(m)[place >= 0].sum()) for place, (_, m) in zip(places, manifests, strict=True))
     data = torch.zeros((total + 1, *first.row_shape), dtype=_DTYPES[first.dtype])
     time_us = torch.zeros(total + 1, dtype=torch.int64)
     starts, lengths = np.zeros(len(wanted), dtype=np.int64), np.full(len(wanted), -1, dtype=np.int64)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from features.atomic import write_bytes
+from features.batches import Features
 from heads.base import Head
 from heads.config import BaseConfig
 from heads.loop import Data
@@ -25,19 +26,22 @@ VIDEOS: Final = 4
 
 @torch.no_grad()
 def write_attention(folder: Path, head: Head, config: BaseConfig, data: Data, predictions: Predictions) -> None:
-    """Of the first videos of different classes that the head has right; nothing for a head without attention."""
+    """Of the first videos of different classes that the head has right; nothing for a head without attention. Of
+    streamed features only those in the first block."""
     chosen = torch.tensor(_chosen(data, predictions), dtype=torch.int64)
     if not hasattr(head, "attention") or not len(chosen):
         return
     head.eval()
     select = {m: head.test_rows(config.rows(m).test) for m in head.shapes}
     device = next(head.parameters()).device
-    rows, masks = head.completed(*data.features.batch(chosen, select, device, config.align))
+    features, places, numbers = next(iter(data.features.blocks(chosen)))
+    chosen = chosen[places]
+    rows, masks = head.completed(*features.batch(numbers, select, device, config.align))
     kept: dict[str, Any] = {"ids": np.array([data.features.ids[k] for k in chosen.tolist()])}
     kept["labels"] = np.array([data.classes[int(data.labels[k])] for k in chosen.tolist()])
     for modality, weights in head.attention(rows, masks).items():  # type: ignore[operator]
         kept[f"weights {modality}"] = weights.float().cpu().numpy()
-        kept[f"time_us {modality}"] = _times(data, config, modality, chosen, select)
+        kept[f"time_us {modality}"] = _times(features, config, modality, numbers, select)
     stream = io.BytesIO()
     np.savez(stream, **kept)
     write_bytes(folder / ATTENTION, stream.getvalue())
@@ -57,10 +61,10 @@ def _chosen(data: Data, predictions: Predictions) -> list[int]:
 
 
 def _times(
-    data: Data, config: BaseConfig, modality: str, videos: torch.Tensor, select: Mapping[str, Any]
+    features: Features, config: BaseConfig, modality: str, videos: torch.Tensor, select: Mapping[str, Any]
 ) -> npt.NDArray[np.int64]:
     """(n,L): times of the rows that were picked; -1 for padding."""
-    reference = data.features.rows[config.align or modality]
+    reference = features.rows[config.align or modality]
     index, mask = select[config.align or modality](reference.lengths[videos])
     times = reference.time_us[torch.where(mask, index + reference.starts[videos, None], len(reference.time_us) - 1)]
     return np.asarray(torch.where(mask, times, -1).numpy())

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from features.batches import Batch, Features, Select
 from features.errors import FramepoolError
+from features.stream import Stream
 from heads.base import Head
 from heads.checkpoint import copy_of, load_resume, save_resume
 from heads.config import BaseConfig, TrainConfig
@@ -43,7 +44,7 @@ _TEST_BATCH = 128
 class Data:
     """What a run trains and tests on: numbers of videos in `features`, and labels (V,) int64 or (V,C) bool."""
 
-    features: Features
+    features: Features | Stream
     labels: Tensor
     train: Tensor  # (n,) int64
     test: Tensor  # (m,) int64
@@ -77,10 +78,12 @@ def predict(head: Head, config: BaseConfig, data: Data, videos: Tensor, device: 
     """Scores of `videos` on their test rows; refuses NaN."""
     head.eval()
     select = {m: head.test_rows(config.rows(m).test) for m in head.shapes}
-    batches = torch.split(videos, _TEST_BATCH) if len(videos) else ()
-    logits = [head(*data.features.batch(batch, select, device, config.align)).float().cpu() for batch in batches]
+    found = torch.zeros(len(videos), len(data.classes))
+    for rows, places, numbers in data.features.blocks(videos) if len(videos) else ():
+        for part in torch.split(torch.arange(len(places)), _TEST_BATCH):
+            logits = head(*rows.batch(numbers[part], select, device, config.align))
+            found[places[part]] = logits.float().cpu()
     ids = [data.features.ids[k] for k in videos.tolist()]
-    found = torch.cat(logits) if logits else torch.zeros(0, len(data.classes))
     refuse_non_finite(~found.isfinite().all(dim=1), ids, "scores are not finite")
     return Predictions(ids, data.labels[videos].numpy(), found.numpy())
 
@@ -181,15 +184,17 @@ class Loop:
         self.head.train()
         rows = {m: self.config.rows(m).train for m in self.head.shapes}
         select = {m: self.head.train_rows(n, generator) for m, n in rows.items()}
-        order = self.videos[torch.randperm(len(self.videos), generator=generator)]
         total, hits = 0.0, 0
-        for videos in order.tensor_split(-(-len(order) // self.train.batch)):
-            loss, correct = self._step(self._batch(videos, select), videos)
+        for videos, batch in self._batches(select, generator):
+            loss, correct = self._step(batch, videos)
             total, hits = total + loss * len(videos), hits + correct
-        return total / len(order), hits / len(order)
+        return total / len(self.videos), hits / len(self.videos)
 
-    def _batch(self, videos: Tensor, select: dict[str, Select]) -> Batch:
-        return self.data.features.batch(videos, select, self.device, self.config.align)
+    def _batches(self, select: dict[str, Select], generator: torch.Generator) -> Iterator[tuple[Tensor, Batch]]:
+        for rows, places, numbers in self.data.features.blocks(self.videos, generator):
+            for part in torch.arange(len(places)).tensor_split(-(-len(places) // self.train.batch)):
+                batch = rows.batch(numbers[part], select, self.device, self.config.align)
+                yield self.videos[places[part]], batch
 
     def _step(self, batch: Batch, videos: Tensor) -> tuple[float, int]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):
@@ -204,7 +209,9 @@ class Loop:
         if self.train.clip_value is not None:
             nn.utils.clip_grad_value_(self.head.parameters(), self.train.clip_value)
         if self.train.clip is not None:
-            norm = nn.utils.clip_grad_norm_(self.head.parameters(), self.train.clip)
+            norm = nn.utils.get_total_norm([p.grad for p in self.head.parameters() if p.grad is not None])
+            if norm > self.train.clip:  # else it would be scaled by 1, which costs two passes over all gradients
+                nn.utils.clip_grads_with_norm_(self.head.parameters(), self.train.clip, norm)
             self._refuse(~norm.isfinite().expand(len(videos)), videos, "gradient")
         self.optimizer.step()
         correct = (

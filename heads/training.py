@@ -24,6 +24,7 @@ import heads
 from features.atomic import Disk, make_folder, write_json
 from features.batches import Features
 from features.errors import DamagedStore, UserError
+from features.stream import Stream
 from heads.attention_maps import write_attention
 from heads.base import Head
 from heads.checkpoint import RESUME, RUN, load_head, read_run, save_head
@@ -40,7 +41,7 @@ def train_run(
     folder: Path,
     *,
     config: BaseConfig,
-    features: Features,
+    features: Features | Stream,
     labels: Any,
     train: Any,
     test: Any,
@@ -106,7 +107,7 @@ def train_run(
 def evaluate_run(
     folder: Path,
     *,
-    features: Features,
+    features: Features | Stream,
     labels: Any,
     test: Any,
     classes: Sequence[str],
@@ -145,13 +146,14 @@ def _fit_batches(
     head: Head, config: BaseConfig, data: Data, device: torch.device
 ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]:
     select = {m: head.test_rows(config.rows(m).train) for m in head.shapes}
-    for videos in torch.split(data.train, 1024):
-        batch = data.features.batch(videos, select, device, config.align)
-        yield *head.completed(*batch), data.targets(videos)
+    for rows, places, numbers in data.features.blocks(data.train):
+        for part in torch.split(torch.arange(len(places)), 1024):
+            batch = rows.batch(numbers[part], select, device, config.align)
+            yield *head.completed(*batch), data.targets(data.train[places[part]])
 
 
 def _data(
-    features: Features,
+    features: Features | Stream,
     labels: Any,
     train: Any,
     test: Any,
@@ -185,7 +187,7 @@ def _data(
 
 
 def _trainable(
-    features: Features, labels: Tensor, train: Tensor, classes: Sequence[str], log: Log, align: str | None
+    features: Features | Stream, labels: Tensor, train: Tensor, classes: Sequence[str], log: Log, align: str | None
 ) -> Tensor:
     """The training videos that have rows; every video is tested, but nothing is learnt from one without any."""
     kept = train[features.has_rows(align)[train]]
@@ -203,7 +205,11 @@ def _trainable(
 
 def _on_device(data: Data, device: torch.device) -> Data:
     """Rows live on the GPU where they take less than half of its free memory; else every batch travels."""
-    if device.type != "cuda" or data.features.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+    if (
+        device.type != "cuda"
+        or isinstance(data.features, Stream)
+        or data.features.nbytes > torch.cuda.mem_get_info(device)[0] // 2
+    ):
         return data
     return Data(**{**data.__dict__, "features": data.features.to(device)})
 

@@ -50,6 +50,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--split", metavar="K", help="default: the config's first")
     sub.add_argument("--seed", action="append", type=int, metavar="S", help="may be repeated; default: the config's")
     sub.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    sub.add_argument(
+        "--stream", action="store_true", help="read features block by block, also where they would fit in memory"
+    )
     _threads(sub)
     sub = add("evaluate", "stage_two.evaluate", "judge a finished run again, from its weights and the features on disk")
     sub.add_argument("folder", type=Path, metavar="RUN", help="a folder work/DATASET/runs/HEAD-splitK-DIGEST/seedS")

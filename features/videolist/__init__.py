@@ -14,7 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from features.videolist import charades, folder, hmdb51, kinetics, table, ucf101
-from features.videolist.base import Video, VideoList, append, problems, restricted
+from features.videolist.base import Video, VideoList, append, few_shots, problems, restricted
 from features.videolist.config import Charades, Folder, Hmdb51, Kinetics, Table, Ucf101
 from features.videolist.disk import resolve
 from features.videolist.saved import load, save
@@ -25,7 +25,8 @@ AnySource = Ucf101 | Hmdb51 | Kinetics | Charades | Folder | Table
 def read(source: AnySource) -> VideoList:
     """The list that a source's annotation files describe, without paths. Raises `UserError` with file and line."""
     found = _read(source)
-    return restricted(found, source.only, source.root) if source.only else found
+    found = restricted(found, source.only, source.root) if source.only else found
+    return few_shots(found, source.shots, source.root) if source.shots else found
 
 
 def _read(source: AnySource) -> VideoList:

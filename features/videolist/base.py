@@ -103,6 +103,31 @@ def restricted(videos: VideoList, only: Sequence[str], where: Path) -> VideoList
     return replace(videos, videos=tuple(v._replace(labels=labels) for v, labels in kept if labels), classes=classes)
 
 
+def few_shots(videos: VideoList, shots: int, where: Path) -> VideoList:
+    """Of the training videos of each split and class the first of each of the first `shots` groups; a video whose group
+    is not known is a group of its own. Raises `UserError` where a class has fewer groups, or a video several labels."""
+    if videos.multi_label:
+        raise UserError("shots are for videos of one class", where=where, got="several labels a video")
+    sides = [list(video.splits) for video in videos.videos]
+    for number, split in enumerate(videos.splits):
+        groups: dict[int, set[str]] = {}
+        for video, own in zip(videos.videos, sides, strict=True):
+            if own[number] != TRAIN:
+                continue
+            kept, group = groups.setdefault(video.labels[0], set()), video.group or video.id
+            if group in kept or len(kept) == shots:
+                own[number] = UNUSED
+            kept |= {group} if len(kept) < shots else set()
+        for label, kept in groups.items():
+            if len(kept) < shots:
+                expected, got = f"{shots} groups of training videos", f"{len(kept)} of {videos.classes[label]}"
+                raise UserError(
+                    "too few groups for the shots", where=f"{where}: split {split}", expected=expected, got=got
+                )
+    chosen = zip(videos.videos, sides, strict=True)
+    return replace(videos, videos=tuple(video._replace(splits=tuple(own)) for video, own in chosen))
+
+
 def append(previous: VideoList, new: VideoList) -> VideoList:
     """`new` in the order of `previous`, and at the end what `previous` lacks: full shards stay as they are."""
     by_id = {video.id: video for video in new.videos}

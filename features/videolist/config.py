@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from features.recipe import Config
 
@@ -19,6 +19,9 @@ class Source(Config):
 
     root: Path = Field(description="folder that the listed names are relative to")
     only: tuple[str, ...] = Field((), description="keep the videos of these classes alone; all where none is named")
+    shots: PositiveInt | None = Field(
+        None, description="train on so many videos a class, each the first of another group; the others are not used"
+    )
 
 
 class Ucf101(Source):

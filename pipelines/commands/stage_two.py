@@ -10,10 +10,10 @@ import platform
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,10 @@ from features.videolist import VideoList
 from pipelines import plan as plans
 from pipelines.plan import Plan, Run, Store
 from pipelines.side_by_side import side_by_side
+
+if TYPE_CHECKING:
+    from features.batches import Features
+    from features.stream import Stream
 
 PACKAGES = ("torch", "torchvision", "timm", "openvino", "av", "zarr", "numpy", "scikit-learn", "snakemake")
 
@@ -64,7 +68,7 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
         return
     import torch
 
-    from features.batches import Features
+    from features.stream import Stream
     from heads.training import train_run
 
     start, plan = time.monotonic(), runs[0].plan
@@ -76,8 +80,12 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
     videos, train_set, test_set, labels = split_of(plan, runs[0].split)
     said = f"{len(train_set)} train, {len(test_set)} test videos, {len(videos.classes)} classes"
     print(f"{', '.join(run.name for run in runs)}: {said}", flush=True)
-    features = Features.open({m: s.folder for m, s in stores.items()}, [v.id for v in videos.videos])
-    print(f"  features in memory after {time.monotonic() - start:.1f} s", flush=True)
+    features = _opened({m: s.folder for m, s in stores.items()}, [v.id for v in videos.videos], args.stream)
+    if isinstance(features, Stream):  # several trainings at once would read past each other
+        workers = 1
+        torch.set_num_threads(args.threads)
+    where = "streamed from disk" if isinstance(features, Stream) else "in memory"
+    print(f"  features {where} after {time.monotonic() - start:.1f} s", flush=True)
 
     def work(job: tuple[Run, int]) -> dict[str, Any]:
         run, seed = job
@@ -102,12 +110,26 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
                     [run.digest, {m: contents[m] for m in run.stores}, [videos.videos[v].id for v in test_set]]
                 ),
                 "stores": own.stores,
+                "streamed": isinstance(features, Stream),
                 "versions": versions(),
             },
             log=lambda text: print(f"  {run.head} seed {seed}: {text}", flush=True),
         )
 
     yield from side_by_side(jobs, work, workers)
+
+
+def _opened(folders: Mapping[str, Path], ids: Sequence[str], stream: bool) -> Features | Stream:
+    """In memory where they fit there."""
+    from features.batches import Features, TooLarge
+    from features.stream import Stream
+
+    if not stream:
+        try:
+            return Features.open(folders, ids)
+        except TooLarge as error:
+            print(f"  {error.what}: streaming them, block by block", flush=True)
+    return Stream.open(folders, ids)
 
 
 def _fused(run: Run, seed: int) -> dict[str, Any]:
@@ -136,7 +158,6 @@ def evaluate(args: Namespace) -> None:
     """Judge a finished run from its weights; prints the metrics as JSON."""
     import torch
 
-    from features.batches import Features
     from heads.training import evaluate_run
 
     torch.set_num_threads(args.threads)
@@ -151,7 +172,7 @@ def evaluate(args: Namespace) -> None:
     plan = plans.of(record["dataset"])
     videos, _, test_set, labels = split_of(plan, record["split"])
     stores = {m: plan.work / "features" / store["store"] for m, store in record["stores"].items()}
-    features = Features.open(stores, [v.id for v in videos.videos])
+    features = _opened(stores, [v.id for v in videos.videos], stream=False)
     metrics = evaluate_run(
         args.folder, features=features, labels=labels, test=test_set, classes=videos.classes, device=args.device
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from heads.config import Constant, Cosine, Plateau, Step, TrainConfig
-from heads.optimise import epochs_without_gain, learning_rate, make_optimizer, set_rate
+from heads.optimise import Rmsprop, epochs_without_gain, learning_rate, make_optimizer, set_rate
 
 
 def rates(config: TrainConfig, losses: list[float] | None = None) -> list[float]:
@@ -42,7 +42,7 @@ def test_epochs_without_gain() -> None:
         ),
         (
             TrainConfig(optimizer="rmsprop", alpha=0.8, eps=1e-3, momentum=0.5),
-            torch.optim.RMSprop,
+            Rmsprop,
             {"alpha": 0.8, "eps": 1e-3, "momentum": 0.5},
         ),
         (
@@ -71,3 +71,25 @@ def test_a_parameter_may_learn_at_a_multiple_of_the_rate() -> None:
         parameter.grad = torch.ones(2)
     optimizer.step()
     torch.testing.assert_close(torch.stack([p.detach()[0] for _, p in named]), torch.tensor([-0.1, -0.5, -0.1]))
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"weight_decay": 0.1}])
+def test_rmsprop_by_parts_is_torchs_to_the_bit(options: dict[str, float]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(700, 600), (3,), (4, 5, 3, 3)]  # the first is several parts
+    ours = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    ours[2].data = ours[2].data.to(memory_format=torch.channels_last)
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    optimizers = [
+        Rmsprop(ours, lr=1e-2, alpha=0.9, **options),
+        torch.optim.RMSprop(theirs, lr=1e-2, alpha=0.9, **options),
+    ]
+    for _ in range(3):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.equal(a, b)
+    assert optimizers[0].state_dict()["state"].keys() == optimizers[1].state_dict()["state"].keys()

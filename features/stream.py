@@ -1,0 +1,148 @@
+"""Features that do not fit in memory: blocks of shards, read in bulk one after the other, the next while one is used.
+
+What `features.batches.Features` is for rows in memory, with the same `blocks`: an epoch takes the shards in a random
+order, as many at a time as the memory allows, and shuffles the videos of each such block. So no batch holds videos of
+two blocks, and a block is read once an epoch, never a video by itself.
+
+    features = Stream.open(stores, ids, block_bytes=2 << 30)
+    for rows, positions, numbers in features.blocks(train, generator): rows.batch(numbers[:128], even_rows(25))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import psutil
+import torch
+from torch import Tensor
+
+from features.batches import Block, Features, counts_of, facts_of, manifests_of, read_rows, row_bytes, wanted_places
+from features.errors import FramepoolError
+from features.manifest import Manifest
+
+_SHARE: Final = 0.3  # of the free memory that a block takes; two are there at a time
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The rows of `ids` on disk, modality by modality."""
+
+    ids: tuple[str, ...]
+    folders: Mapping[str, Path]
+    manifests: Mapping[str, Mapping[int, Manifest]]  # modality -> shard -> manifest
+    stores: dict[str, dict[str, Any]]
+    shard: Tensor  # (V,) which shard a video is in
+    lengths: Mapping[str, Tensor]  # (V,) rows
+    block_bytes: int
+
+    @classmethod
+    def open(cls, stores: Mapping[str, Path], ids: Sequence[str], block_bytes: int | None = None) -> Self:
+        """Look at the manifests alone. `block_bytes`: of the rows of a block; None: what the machine has room for."""
+        manifests = {modality: dict(manifests_of(folder)) for modality, folder in stores.items()}
+        wanted = wanted_places(ids)
+        shard, lengths = torch.full((len(ids),), -1), {}
+        for modality, found in manifests.items():
+            lengths[modality] = torch.full((len(ids),), -1)
+            for number, manifest in found.items():
+                places = torch.tensor([wanted.get(video, -1) for video in manifest.ids])
+                kept = places[places >= 0]
+                if bool(((shard[kept] >= 0) & (shard[kept] != number)).any()):
+                    fix = "extract the stores with the same list and shard_size"
+                    raise FramepoolError("stores of other shards cannot be streamed", where=stores[modality], fix=fix)
+                shard[kept] = number
+                lengths[modality][kept] = torch.from_numpy(counts_of(manifest))[places >= 0]
+            missing = torch.nonzero(lengths[modality] < 0).flatten()
+            if len(missing):
+                got = f"{ids[int(missing[0])]} is not among them"
+                expected, fix = f"all {len(ids)} videos", "extract the shards that are missing"
+                raise FramepoolError("store lacks videos", where=stores[modality], expected=expected, got=got, fix=fix)
+        size = block_bytes or int(psutil.virtual_memory().available * _SHARE)
+        return cls(tuple(ids), dict(stores), manifests, facts_of(stores, manifests), shard, lengths, size)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape *D of one row, by modality."""
+        return {m: tuple(next(iter(found.values())).row_shape) for m, found in self.manifests.items()}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(row_bytes(self.manifests[m]) * int(lengths.sum()) for m, lengths in self.lengths.items())
+
+    def has_rows(self, modality: str | None = None) -> Tensor:
+        """(V,) bool: the video has a row in `modality`, or in at least one."""
+        asked = self.lengths.values() if modality is None else [self.lengths[modality]]
+        return torch.stack([lengths > 0 for lengths in asked]).any(dim=0)
+
+    def only(self, modalities: Sequence[str]) -> Stream:
+        """The same videos with these modalities alone, in this order."""
+
+        def pick(value: Mapping[str, Any]) -> dict[str, Any]:
+            return {m: value[m] for m in modalities}
+
+        return Stream(
+            self.ids,
+            pick(self.folders),
+            pick(self.manifests),
+            pick(self.stores),
+            self.shard,
+            pick(self.lengths),
+            self.block_bytes,
+        )
+
+    def means(self, videos: Tensor) -> dict[str, Tensor]:
+        """{modality: (D,) float32}: the mean of all rows of the videos numbered `videos`, where rows are vectors."""
+        totals = {m: torch.zeros(shape[0], dtype=torch.float64) for m, shape in self.shapes.items() if len(shape) == 1}
+        for rows, _, numbers in self.blocks(videos):
+            for modality, mean in rows.means(numbers).items():
+                totals[modality] += mean.double() * int(rows.rows[modality].lengths[numbers].sum())
+        return {m: (t / max(1, int(self.lengths[m][videos].sum()))).float() for m, t in totals.items()}
+
+    def blocks(self, videos: Tensor, generator: torch.Generator | None = None) -> Iterator[Block]:
+        """`videos` (n,) block by block: rows in memory, places in `videos`, and the numbers of those in these rows.
+
+        With a `generator` shards and the videos of a block come in random order, else in their own.
+        """
+        plan = list(self._plan(videos, generator))
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._rows, plan[0]) if plan else None
+            for k, shards in enumerate(plan):
+                rows = ahead.result()  # type: ignore[union-attr]
+                ahead = reader.submit(self._rows, plan[k + 1]) if k + 1 < len(plan) else None
+                positions = torch.nonzero(torch.isin(self.shard[videos], torch.tensor(shards))).flatten()
+                if generator is not None:
+                    positions = positions[torch.randperm(len(positions), generator=generator)]
+                places = {video: k for k, video in enumerate(rows.ids)}
+                yield rows, positions, torch.tensor([places[self.ids[v]] for v in videos[positions].tolist()])
+                del rows
+
+    def _plan(self, videos: Tensor, generator: torch.Generator | None) -> Iterator[list[int]]:
+        """Shards that are in memory together."""
+        shards = torch.unique(self.shard[videos])
+        if generator is not None:
+            shards = shards[torch.randperm(len(shards), generator=generator)]
+        block: list[int] = []
+        size = 0
+        for shard in shards.tolist():
+            more = sum(row_bytes(found) * found[shard].rows for found in self.manifests.values() if shard in found)
+            if block and size + more > self.block_bytes:
+                yield block
+                block, size = [], 0
+            block.append(shard)
+            size += more
+        if block:
+            yield block
+
+    def _rows(self, shards: Sequence[int]) -> Features:
+        inside = torch.nonzero(torch.isin(self.shard, torch.tensor(shards))).flatten().tolist()
+        ids = [self.ids[k] for k in inside]
+        wanted = wanted_places(ids)
+        rows = {
+            m: read_rows(self.folders[m], [(s, found[s]) for s in sorted(shards) if s in found], wanted)
+            for m, found in self.manifests.items()
+        }
+        return Features(tuple(ids), rows, {})
