@@ -33,7 +33,7 @@ def test_every_command_in_the_documents_parses(command: str) -> None:
 def test_every_command_is_in_the_readme_or_serves_the_workflow() -> None:
     known = set(re.findall(r"^    (\w+)  ", parser().format_help(), re.MULTILINE))
     shown = {command.split()[0] for command in commands()}
-    assert known - shown == {"render", "gather", "assemble"}  # rules run these
+    assert known - shown == {"render", "gather"}  # rules run these
 
 
 def test_the_python_in_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
