@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -32,6 +33,7 @@ Batch = tuple[dict[str, Tensor], dict[str, Tensor]]  # {modality: (B,L,*D)}, {mo
 Select = Callable[[Tensor], tuple[Tensor, Tensor]]  # row counts (B,) -> row numbers (B,L) ascending, mask (B,L); L >= 1
 _DTYPES: Final = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 _MEAN_ROWS: Final = 1024  # summed at a time
+_READERS: Final = 3  # shards that are read, checked and unpacked at a time
 _SAFETY_BYTES: Final = 256 << 20  # left free beside the rows
 
 
@@ -271,7 +273,8 @@ def _check_memory(manifests: Mapping[str, list[tuple[int, Manifest]]], wanted: M
     for shards_ in manifests.values():
         size = row_bytes(dict(shards_))
         kept = sum(int(counts_of(m)[[video in wanted for video in m.ids]].sum()) for _, m in shards_)
-        needed += size * (kept + max(m.rows for _, m in shards_))  # the rows, and one shard while it is read
+        largest = max(m.rows for _, m in shards_)
+        needed += size * (kept + _READERS * largest)  # the rows, and the shards that are being read
     available = psutil.virtual_memory().available
     if needed > available:
         fix = "stream them (framepool train --stream), or train on fewer modalities"
@@ -289,24 +292,30 @@ def read_rows(folder: Path, manifests: Sequence[tuple[int, Manifest]], wanted: M
     first = manifests[0][1]
     places = [np.array([wanted.get(video, -1) for video in m.ids], dtype=np.int64) for _, m in manifests]
     total = sum(int(counts_of(m)[place >= 0].sum()) for place, (_, m) in zip(places, manifests, strict=True))
-    data = torch.zeros((total + 1, *first.row_shape), dtype=_DTYPES[first.dtype])
-    time_us = torch.zeros(total + 1, dtype=torch.int64)
+    data = torch.empty((total + 1, *first.row_shape), dtype=_DTYPES[first.dtype])
+    time_us = torch.empty(total + 1, dtype=torch.int64)
+    data[total:], time_us[total:] = 0, 0
     starts, lengths = np.zeros(len(wanted), dtype=np.int64), np.full(len(wanted), -1, dtype=np.int64)
-    position = 0
-    for place, (shard, _) in zip(places, manifests, strict=True):
+    position, todo = 0, []
+    for place, (shard, manifest) in zip(places, manifests, strict=True):
         keep = place >= 0
-        if not keep.any():
-            continue
-        stored = read_shard(folder, shard)
-        counts = np.diff(stored.offsets)
-        rows = slice(None) if keep.all() else np.repeat(keep, counts)
-        frames, times = stored.frames[rows], stored.time_us[rows]
-        kept = counts[keep]
+        kept = counts_of(manifest)[keep]
+        if keep.any():
+            todo.append((shard, keep, position))
         ends = position + np.cumsum(kept)
         starts[place[keep]], lengths[place[keep]] = ends - kept, kept
-        data[position : position + len(frames)] = torch.from_numpy(frames)
-        time_us[position : position + len(frames)] = torch.from_numpy(times)
-        position += len(frames)
+        position += int(kept.sum())
+
+    def read(job: tuple[int, np.ndarray[Any, Any], int]) -> None:
+        shard, keep, at = job
+        stored = read_shard(folder, shard)
+        rows = slice(None) if keep.all() else np.repeat(keep, np.diff(stored.offsets))
+        frames, times = stored.frames[rows], stored.time_us[rows]
+        data[at : at + len(frames)] = torch.from_numpy(frames)
+        time_us[at : at + len(frames)] = torch.from_numpy(times)
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        list(readers.map(read, todo))
     if (lengths < 0).any():
         missing = [video for video, place in wanted.items() if lengths[place] < 0]
         got = f"{missing[0]} is not among them" + (f", nor are {len(missing) - 1} others" if len(missing) > 1 else "")

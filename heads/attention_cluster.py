@@ -17,16 +17,18 @@ Legend: B videos, L rows, D dims, N units, H hidden, C classes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
 from heads.base import Head, Shapes, vector_sizes, zero_padding
-from heads.dropout import Dropout
+from heads.dropout import DropoutLinear
+from heads.memory import Kept
 
 _HIDDEN: Final = 10  # H of FC2, §3.2
 _EPSILON: Final = 1e-12  # the paper divides by the bare norm; this only guards zero
+_MANY: Final = 1 << 20  # numbers of all units of a batch
 
 
 class AverageWeights(nn.Module):
@@ -97,6 +99,7 @@ class Cluster(nn.Module):
         super().__init__()
         self.weights = _WEIGHTS[weighting](dim, units)
         self.shift = Shift(units) if shift else nn.Identity()
+        self.kept = Kept()
 
     def attention(self, rows: Tensor, mask: Tensor) -> Tensor:
         """(B,L,D), (B,L) -> (B,N,L): weights over the rows that are there; zeros where there is none."""
@@ -107,9 +110,46 @@ class Cluster(nn.Module):
     def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
         """(B,L,D), (B,L) -> (B, N*D)."""
         rows = zero_padding(rows, mask)
-        units: Tensor = self.shift(self.attention(rows, mask) @ rows)  # (B,N,D)
+        units = self._units(self.attention(rows, mask), rows)  # (B,N,D)
         some = mask.any(dim=1)
         return (units if bool(some.all()) else units * some[:, None, None]).flatten(1)
+
+    def _units(self, attention: Tensor, rows: Tensor) -> Tensor:
+        """(B,N,L), (B,L,D) -> (B,N,D); on a CPU a step with many of them is trained in memory that is kept."""
+        numbers = attention.shape[0] * attention.shape[1] * rows.shape[2]
+        kept = self.training and rows.device.type == "cpu" and numbers >= _MANY and not rows.requires_grad
+        if kept and isinstance(self.shift, Shift) and torch.is_grad_enabled():
+            units: Tensor = _Shifted.apply(attention, rows, self.shift.alpha, self.shift.beta, self.kept)
+            return units
+        shifted: Tensor = self.shift(attention @ rows)
+        return shifted
+
+
+class _Shifted(torch.autograd.Function):
+    """Means by attention, then `Shift`, written in place: with s = 1 / (sqrt(N) |u|) and v = s u, the gradient of u is
+    s (dv - N (v dv) v)."""
+
+    @staticmethod
+    def forward(ctx: Any, attention: Tensor, rows: Tensor, alpha: Tensor, beta: Tensor, kept: Kept) -> Tensor:
+        shape = (*attention.shape[:2], rows.shape[2])
+        with torch.autocast("cpu", enabled=False):
+            means = torch.bmm(attention.detach().float(), rows, out=kept("means", shape))
+            units = torch.mul(means, alpha.detach()[:, None], out=kept("units", shape)).add_(beta.detach()[:, None])
+            length = torch.linalg.vector_norm(units, dim=2, keepdim=True).clamp_min(_EPSILON)
+            scale = length.reciprocal_().mul_(len(alpha) ** -0.5)  # (B,N,1)
+            ctx.parts, ctx.dtype = (means, units.mul_(scale), scale, rows, alpha.detach(), kept), attention.dtype
+            return units.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        means, units, scale, rows, alpha, kept = ctx.parts
+        dv, shape = grads[0], tuple(units.shape)
+        du, work = kept("du", shape), kept("work", shape)
+        dot = torch.mul(units, dv, out=du).sum(dim=2, keepdim=True).mul_(len(alpha))
+        torch.sub(dv, torch.mul(units, dot, out=work), out=du).mul_(scale)
+        dbeta, dalpha = du.sum(dim=(0, 2)), torch.mul(du, means, out=work).sum(dim=(0, 2))
+        dattention = torch.bmm(du.mul_(alpha[:, None]), rows.transpose(1, 2)).to(ctx.dtype)
+        return dattention, None, dalpha, dbeta, None
 
 
 class AttentionCluster(Head):
@@ -129,13 +169,12 @@ class AttentionCluster(Head):
         dims = vector_sizes("attention_cluster", shapes)
         units = {m: clusters if isinstance(clusters, int) else clusters[m] for m in dims}
         self.clusters = nn.ModuleDict({m: Cluster(units[m], dim, weighting, shift) for m, dim in dims.items()})
-        self.dropout = Dropout(dropout)
-        self.classifier = nn.Linear(sum(units[m] * dim for m, dim in dims.items()), num_classes)
+        self.classifier = DropoutLinear(sum(units[m] * dim for m, dim in dims.items()), num_classes, dropout)
 
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
         """(B,L,D) a modality -> (B,C)."""
         vectors = [self.clusters[m](features[m], masks[m]) for m in self.shapes]  # each (B, N*D)
-        logits: Tensor = self.classifier(self.dropout(torch.cat(vectors, dim=1) if len(vectors) > 1 else vectors[0]))
+        logits: Tensor = self.classifier(*vectors)
         return logits
 
     def attention(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> dict[str, Tensor]:

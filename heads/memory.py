@@ -1,4 +1,4 @@
-"""Keep the memory that one training step frees for the next.
+"""Keep the memory that one training step frees for the next, and tensors that live as long as their layer.
 
 glibc hands large freed blocks back to the kernel, and getting them again costs a page fault for every 4 kB: on small
 heads several times the arithmetic. Other C libraries lack the switch and are left alone."""
@@ -6,7 +6,10 @@ heads several times the arithmetic. Other C libraries lack the switch and are le
 from __future__ import annotations
 
 import ctypes
-from typing import Final
+from typing import Any, Final
+
+import torch
+from torch import Tensor
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_MAX: Final = -4
@@ -18,3 +21,21 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+class Kept:
+    """Tensors by name that a layer writes anew in every step. Fresh memory of their size is made page by page, which
+    takes longer than the arithmetic. A copy of the layer has its own."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Memory of this shape; what is in it is of the step before."""
+        found = self._found.get(name)
+        if found is None or found.dtype != dtype or found.shape[1:] != shape[1:] or len(found) < shape[0]:
+            found = self._found[name] = torch.empty(shape, dtype=dtype)
+        return found[: shape[0]]
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Kept:
+        return Kept()

@@ -69,11 +69,14 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
     import torch
 
     from features.stream import Stream
+    from heads.memory import keep_freed_memory
     from heads.training import train_run
 
     start, plan = time.monotonic(), runs[0].plan
     jobs = [(run, seed) for run in runs for seed in args.seed or run.seeds]
     workers = min(args.threads, len(jobs)) if args.device == "cpu" else 1
+    if args.device == "cpu":
+        keep_freed_memory()  # of a shard that was read for the next
     torch.set_num_threads(args.threads if workers == 1 else 1)  # before the first tensor: children inherit no threads
     stores = {m: store for run in runs for m, store in run.stores.items()}
     contents = {m: _summary(store)["contents"] for m, store in stores.items()}

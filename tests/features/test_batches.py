@@ -180,6 +180,6 @@ def test_open_says_how_much_memory_is_missing(tmp_path: Path, monkeypatch: pytes
     rgb = store(tmp_path / "rgb", {0: {"a": arrays([2], 3)[0]}})
     monkeypatch.setattr(psutil, "virtual_memory", type("M", (), {"available": 1000}))
     with pytest.raises(
-        FramepoolError, match="features do not fit in memory: expected 268435480 bytes, got 1000 available"
+        FramepoolError, match="features do not fit in memory: expected 268435504 bytes, got 1000 available"
     ):
         Features.open({"rgb": rgb}, ["a"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -90,3 +91,36 @@ def test_a_zero_unit_does_not_divide_by_zero() -> None:
         head.clusters["rgb"].shift.beta.zero_()
     head({"rgb": torch.zeros(2, 4, 9)}, {"rgb": torch.ones(2, 4, dtype=torch.bool)}).sum().backward()
     assert all(p.grad.isfinite().all() for p in head.parameters())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("shift", [True, False])
+def test_a_wide_cluster_learns_the_same_in_memory_that_it_keeps(
+    precision: str, shift: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores and gradients of two steps, of batches of two sizes, against torch's own layers with the same mask."""
+    options = {"clusters": {"rgb": 4, "flow": 3}, "shift": shift, "dropout": 0.5}
+    torch.manual_seed(0)
+    plain: Any = heads.build("attention_cluster", {"rgb": (9,), "flow": (5,)}, 3, **options).train()
+    wide = copy.deepcopy(plain)
+    found = []
+    for head in (plain, wide):
+        if head is wide:
+            monkeypatch.setattr("heads.dropout._WIDE", 1)
+            monkeypatch.setattr("heads.attention_cluster._MANY", 1)
+        for videos in (4, 3):
+            torch.manual_seed(videos)
+            features = {"rgb": rows((9,), videos, 6), "flow": rows((5,), videos, 6, seed=1)}
+            masks = {"rgb": torch.ones(videos, 6, dtype=torch.bool), "flow": torch.arange(6).expand(videos, 6) < 4}
+            head.zero_grad(set_to_none=True)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                logits = head(features, masks).float()
+            torch.nn.functional.cross_entropy(logits, torch.arange(videos) % 3).backward()  # type: ignore[no-untyped-call]
+            found.append((logits.detach().clone(), {n: p.grad.clone() for n, p in head.named_parameters()}))
+    tolerance = {"fp32": 1e-5, "bf16": 3e-2}[precision]
+    for (logits, grads), (other, others) in zip(found[:2], found[2:], strict=True):
+        torch.testing.assert_close(logits, other, rtol=tolerance, atol=tolerance)
+        for name, grad in grads.items():
+            torch.testing.assert_close(grad, others[name], rtol=tolerance, atol=tolerance, msg=name)
+    assert wide.classifier.kept("grad", (3, 51)).shape == (3, 51)
+    assert copy.deepcopy(wide).classifier.kept is not wide.classifier.kept
