@@ -7,6 +7,7 @@ VENV := .venv/.made-from-lock
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format lock clean
 MAKEFLAGS += --no-print-directory
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,10 +17,10 @@ demo: $(VENV)  ## render clips, train, report: results/demo/index.html
 	$(BIN)/snakemake --cores $(CORES) results/demo
 
 test: $(VENV)  ## the tests that a change needs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(VENV)  ## also the slow ones: kills, whole workflows, real data
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest $(PARALLEL) -m ""
 
 lint: $(VENV)  ## ruff, types, Snakemake's own advice
 	$(BIN)/ruff check .
