@@ -67,11 +67,12 @@ def factor_accuracy(
 
 
 def multi_label(logits: Floats, labels: Labels, classes: Sequence[str]) -> dict[str, Any]:
-    """map, map_unlabelled_last, gap, hit1, loss, n_test, per_class.
+    """map, map_unlabelled_last, gap, hit1, perr, loss, n_test, per_class.
 
     map is the mean over classes that occur of the average precision, as SlowFast counts it; map_unlabelled_last is
-    that of Charades' own script, which ranks videos without any label last. gap and hit1 are YouTube-8M's: the average
-    precision over the 20 best classes of all videos together, and how often a labelled video's best class is right.
+    that of Charades' own script, which ranks videos without any label last. gap, hit1 and perr are YouTube-8M's: the
+    average precision over the 20 best classes of all videos together; how often a labelled video's best class is right;
+    and of a video with n labels the share of its n best classes that are right, in the mean over labelled videos.
     """
     labels = labels.astype(bool)
     best = logits.argmax(axis=1) if logits.size else np.zeros(len(logits), np.int64)
@@ -83,10 +84,20 @@ def multi_label(logits: Floats, labels: Labels, classes: Sequence[str]) -> dict[
         "map_unlabelled_last": _mean(np.array([ap for ap in charades if ap is not None])),
         "gap": global_average_precision(logits, labels),
         "hit1": _mean(np.take_along_axis(labels, best[:, None], axis=1)[labels.any(axis=1)]),
+        "perr": precision_at_equal_recall(logits, labels),
         "loss": _mean(binary_cross_entropy(logits, labels)),
         "n_test": len(labels),
         "per_class": per_class,
     }
+
+
+def precision_at_equal_recall(logits: Floats, labels: Labels) -> float | None:
+    """(V,C), (V,C) bool -> PERR of "YouTube-8M" (2016), §4.1."""
+    counts = labels.sum(axis=1)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    right = np.take_along_axis(labels.astype(bool), order, axis=1)
+    among = np.arange(labels.shape[1]) < counts[:, None]
+    return _mean(((right & among).sum(axis=1) / np.maximum(counts, 1))[counts > 0])
 
 
 def global_average_precision(logits: Floats, labels: Labels, top: int = 20) -> float | None:

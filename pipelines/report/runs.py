@@ -24,7 +24,7 @@ from heads.results import read_predictions
 
 # What a leaderboard may show of metrics.json, in this order; the first that is there ranks the heads.
 METRICS: Final = {"top1": "top-1", "map": "mAP", "map_unlabelled_last": "mAP, unlabelled last", "top5": "top-5"}
-METRICS_LAST: Final = {"gap": "GAP", "hit1": "Hit@1", "mean_class": "mean of classes"}
+METRICS_LAST: Final = {"gap": "GAP", "hit1": "Hit@1", "perr": "PERR", "mean_class": "mean of classes"}
 FIX: Final = "run `framepool train` for it again"
 
 

@@ -17,7 +17,7 @@ def patches(seed: int = 0) -> torch.Tensor:
 
 
 def test_names() -> None:
-    assert names("framepool") == ["vgg16_audio", "vggish", "yamnet"]
+    assert names("framepool") == ["vgg16_audio", "vggish", "yamnet", "flash_cnn"]
     with pytest.raises(NetworkError, match=r"unknown network: timm: 'yamnet'; framepool has it: set `library: framep"):
         build("yamnet")
     with pytest.raises(NetworkError, match=r"unknown network: framepool: 'vgish'; near: vggish"):
@@ -29,7 +29,7 @@ def test_they_hear_one_channel_and_have_no_weights_of_their_own(name: str) -> No
     with torch.device("meta"):
         network = build(name, library="framepool")
     assert network.input.reads == "logmel" and network.input.shape(1) == (1, 96, 64)
-    with pytest.raises(NetworkError, match=f"framepool's {name} reads 1 channel, log-mel; got in_chans 3"):
+    with pytest.raises(NetworkError, match=f"framepool's {name} reads 1 channel, grey or log-mel; got in_chans 3"):
         build(name, library="framepool", in_chans=3)
     with pytest.raises(NetworkError, match=f"weights DEFAULT of {name} cannot be had: framepool has none; give"):
         build(name, library="framepool", weights="DEFAULT")

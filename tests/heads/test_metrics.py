@@ -9,7 +9,15 @@ import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, log_loss, recall_score, top_k_accuracy_score
 
 from features.errors import UserError
-from heads.metrics import average_precision, confusion, global_average_precision, multi_label, ranks, single_label
+from heads.metrics import (
+    average_precision,
+    confusion,
+    global_average_precision,
+    multi_label,
+    precision_at_equal_recall,
+    ranks,
+    single_label,
+)
 
 GENERATOR = np.random.default_rng(0)
 
@@ -100,3 +108,12 @@ def test_gap_and_hit1_of_youtube_8m() -> None:
     assert found["gap"] == pytest.approx(global_average_precision(logits, labels))
     unlabelled = multi_label(logits, labels & np.array([[True], [False], [True]]), list("abc"))
     assert unlabelled["hit1"] == 1, "videos without a label have no hit to make"
+
+
+def test_precision_at_equal_recall_by_hand() -> None:
+    logits = np.array([[4, 3, 2, 1], [1, 2, 3, 4], [1, 1, 1, 0], [9, 0, 0, 0]], dtype=np.float32)
+    labels = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 1, 0], [0, 0, 0, 0]], dtype=bool)
+    # 1 of the 2 best; 1 of 1; of three equal ones the first two, 1 of 2; a video without labels does not count
+    assert precision_at_equal_recall(logits, labels) == pytest.approx((0.5 + 1 + 0.5) / 3)
+    assert precision_at_equal_recall(logits[3:], labels[3:]) is None
+    assert multi_label(logits, labels, list("abcd"))["perr"] == pytest.approx(2 / 3)
