@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from extract.config import Frames
+from extract.fingerprint import Item
+from extract.shard import Task, extract_shard
 from features.errors import UserError
 from features.store import read_shard
 from pipelines.datasets import digits, flash
@@ -190,23 +193,62 @@ NOISE: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_from_noise_to_a_head_across_two_datasets(tmp_path: Path) -> None:
     """The CNN of one dataset makes the features of another; a stored and a virtual source of frames."""
     world.write_config(tmp_path, TINY)
     world.write_config(tmp_path, NOISE, "noise")
-    planned = world.planned(tmp_path)
-    assert planned == {"extract": 5, "gather": 2, "train": 2, "index": 1, "assemble": 1}
     world.snakemake(tmp_path)
     assert world.planned(tmp_path) == {}
     [store] = (tmp_path / "work/tiny/features").glob("cnn-*")
     rows = [len(read_shard(store, shard).frames) for shard in range(3)]
     assert rows == [20 * 25, 20 * 25, 8 * 25]
     assert (tmp_path / "results/tiny/index.html").is_file()
-    NOISE["extractors"]["more"] = TINY["extractors"]["cnn"] | {
-        "network": TINY["extractors"]["cnn"]["network"] | {"weights": {"run": "x", "dataset": "tiny"}}
-    }
+
+
+def test_another_datasets_training_is_planned_with_it(tmp_path: Path) -> None:
+    world.write_config(tmp_path, TINY)
     world.write_config(tmp_path, NOISE, "noise")
+    assert world.planned(tmp_path) == {"extract": 5, "gather": 2, "train": 2, "index": 1, "assemble": 1}
+    back = {"kind": "rgb", "source": "frames", "batch": 64}
+    back["network"] = TINY["extractors"]["cnn"]["network"] | {"weights": {"run": "x", "dataset": "tiny"}}
+    circle = NOISE | {"extractors": NOISE["extractors"] | {"more": back}}
+    world.write_config(tmp_path, circle, "noise")
     assert "datasets wait for each other" in world.snakemake(tmp_path, code=None)
+
+
+def test_made_frames_become_a_store_however_often_the_job_is_stopped(tmp_path: Path) -> None:
+    """The frames themselves, kept: each video's, in the order of the list; the same after a stop in the middle."""
+    source = FlashDigits(format="flash_digits", digits="scikit-learn", kinds=2, train=3, test=2)
+    items = tuple(Item(video.id, "") for video in flash.videolist(source).videos)
+
+    class Stopping:
+        shape = flash.SHAPE
+
+        def __init__(self, left: int) -> None:
+            self.left = left
+
+        def frames(self, video: str) -> Any:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return flash.made(source).frames(video)
+
+    def task(folder: str, left: int) -> Task:
+        config = Frames(kind="frames")
+        recipe = {"kind": "frames", "generator": flash.recipe(source)}
+        where = {"root": tmp_path, "store": tmp_path / folder, "cache": tmp_path / "cache"}
+        return Task("frames", config, recipe, None, 0, items, **where, generator=Stopping(left))  # type: ignore[arg-type]
+
+    extract_shard(task("whole", 99), workers=1)
+    with pytest.raises(KeyboardInterrupt):
+        extract_shard(task("stopped", 11), workers=1)
+    extract_shard(task("stopped", 99), workers=1)
+    whole, stopped = (read_shard(tmp_path / name, 0) for name in ("whole", "stopped"))
+    np.testing.assert_array_equal(whole.frames, stopped.frames)
+    for number, item in enumerate(items):
+        own = whole.frames[whole.offsets[number] : whole.offsets[number + 1]]
+        np.testing.assert_array_equal(own, flash.made(source).frames(item.id))
 
 
 @pytest.mark.parametrize(
