@@ -24,8 +24,8 @@ def keep_freed_memory() -> None:
 
 
 class Kept:
-    """Tensors by name that a layer writes anew in every step. Fresh memory of their size is made page by page, which
-    takes longer than the arithmetic. A copy of the layer has its own."""
+    """Tensors by name that a layer writes anew in every step: fresh memory of their size is made page by page. A copy
+    of the layer has its own."""
 
     def __init__(self) -> None:
         self._found: dict[str, Tensor] = {}
