@@ -5,7 +5,7 @@ rounded to a multiple of 2^-16 and what is kept is scaled by the rounded rate, s
 torch's own.
 
 A classifier of 160,000 inputs by 400 classes has a gradient of 260 MB. Fresh memory of that size is made page by page,
-which can take longer than the arithmetic; so masks, dropped inputs and gradients of a wide layer live as long as it does.
+which can take longer than the arithmetic; so masks, dropped inputs and gradients of a wide layer live as long as it.
 
     Dropout(0.9)(x)                                             # x (*,) -> (*,)
     DropoutLinear(163840, 400, 0.9)(x)                          # (B,D) -> (B,C)
