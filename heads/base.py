@@ -145,3 +145,21 @@ def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
 def zero_padding(rows: Tensor, mask: Tensor) -> Tensor:
     """(B,L,D), (B,L) -> (B,L,D): padding set to zero, for 0 * inf would be NaN; no copy where there is none."""
     return rows if bool(mask.all()) else rows.masked_fill(~mask[..., None], 0)
+
+
+class OnMeans(Head):
+    """A linear layer on the mean rows of all modalities, that `fit` computes."""
+
+    fitted = True
+
+    def __init__(self, shapes: Shapes, num_classes: int, kind: str) -> None:
+        super().__init__(shapes, num_classes)
+        self.classifier = nn.Linear(sum(vector_sizes(kind, shapes).values()), num_classes)
+
+    def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        """(B,L,D) a modality -> (B,C)."""
+        logits: Tensor = self.classifier(self._means(features, masks))
+        return logits
+
+    def _means(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        return torch.cat([masked_mean(features[m], masks[m]) for m in self.shapes], dim=1)  # (B,D)

@@ -17,30 +17,19 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from features.errors import FramepoolError
-from heads.base import Head, Shapes, masked_mean, vector_sizes
+from heads.base import OnMeans, Shapes
 
 _NEVER: Final = -1e4  # logit of a class that training has not seen
 _STEPS: Final = 20_000
 
 
-class _Linear(Head):
-    fitted = True
-
+class _Linear(OnMeans):
     def __init__(self, shapes: Shapes, num_classes: int, *, c: float) -> None:
-        super().__init__(shapes, num_classes)
+        super().__init__(shapes, num_classes, "linear")
         self.c = c
-        self.classifier = nn.Linear(sum(vector_sizes("linear", shapes).values()), num_classes)
-
-    def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
-        """(B,L,D) a modality -> (B,C)."""
-        logits: Tensor = self.classifier(self._means(features, masks))
-        return logits
-
-    def _means(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
-        return torch.cat([masked_mean(features[m], masks[m]) for m in self.shapes], dim=1)  # (B,D)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]) -> None:

@@ -14,29 +14,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from features.errors import FramepoolError
-from heads.base import Head, Shapes, masked_mean, vector_sizes
+from heads.base import OnMeans, Shapes
 
 
-class Ridge(Head):
+class Ridge(OnMeans):
     """A linear layer whose weights are solved for, in float64."""
 
-    fitted = True
-
     def __init__(self, shapes: Shapes, num_classes: int, *, alpha: float, standardise: bool) -> None:
-        super().__init__(shapes, num_classes)
+        super().__init__(shapes, num_classes, "ridge")
         self.alpha, self.standardise = alpha, standardise
-        self.classifier = nn.Linear(sum(vector_sizes("ridge", shapes).values()), num_classes)
-
-    def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
-        """(B,L,D) a modality -> (B,C)."""
-        logits: Tensor = self.classifier(self._means(features, masks))
-        return logits
-
-    def _means(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
-        return torch.cat([masked_mean(features[m], masks[m]) for m in self.shapes], dim=1)  # (B,D)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]) -> None:

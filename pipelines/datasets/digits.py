@@ -91,7 +91,7 @@ def _download() -> Path:
     try:
         MNIST(str(make_folder(DOWNLOADS)), download=True)
     except Exception as error:
-        raise UserError("MNIST cannot be downloaded", where=folder, got=str(error).splitlines()[0], fix=_FIX) from None
+        raise UserError("MNIST cannot be downloaded", where=folder, got=error, fix=_FIX) from None
     return folder
 
 
