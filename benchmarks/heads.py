@@ -7,7 +7,9 @@ On made-up stores (25 rows a video of 1536 rgb, 1536 flow and 512 audio; 400 cla
 - command: `framepool train` as a process, from its start to its first step and the seconds of an epoch;
 - plain loop: a Dataset of one .npy a video and modality (fp32), a DataLoader with a worker a core, the same head in
   torch's own layers, torch's RMSprop or Adam, fp32; some batches after the first ones, scaled to an epoch;
-- step in memory: our step again and again on one batch that is already there.
+- step in memory: our step again and again on one batch that is already there;
+- what bounds it: of that step the products of matrices, at the rate of a bare product of the same precision in this
+  run, the optimiser, timed alone, and what is left; of the command, what the loop adds to the step.
 
 The recipe is the head's own (batch, rows, optimiser, dropout); ours runs in the precision that is named.
 """
@@ -31,6 +33,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
 
 REPO = Path(__file__).resolve().parents[1]
 CORES = len(os.sched_getaffinity(0))
@@ -67,10 +70,13 @@ def main() -> None:
             print(f"{head:18s} plain loop         {peer:7.1f} s an epoch", flush=True)
             for precision in args.precisions:
                 first_s, epoch_s = command(folder, f"{head}_{precision}")
-                step_s = in_memory(head, precision, args.videos)
+                step_s, bounds = in_memory(head, precision, args.videos)
                 ours = f"{epoch_s:7.1f} s an epoch, first step after {first_s:.1f} s; step in memory {step_s:.1f} s"
                 ratios = f"over the plain loop {peer / epoch_s:.2f}, over the step in memory {step_s / epoch_s:.2f}"
+                bounds["the loop around it"] = epoch_s - step_s
+                parts = ", ".join(f"{what} {seconds / epoch_s:.0%}" for what, seconds in bounds.items())
                 print(f"{head:18s} {precision} command       {ours}\n{'':18s} {precision} {ratios}", flush=True)
+                print(f"{'':18s} {precision} bound by {max(bounds, key=bounds.__getitem__)}: {parts}", flush=True)
 
 
 def make(folder: Path, videos: int) -> None:
@@ -168,8 +174,8 @@ def command(folder: Path, head: str) -> tuple[float, float]:
     return first, seconds[1] - seconds[0]
 
 
-def in_memory(name: str, precision: str, videos: int) -> float:
-    """Our step on one batch, as seconds an epoch."""
+def in_memory(name: str, precision: str, videos: int) -> tuple[float, dict[str, float]]:
+    """Our step on one batch, and its parts, as seconds an epoch."""
     import heads
     from features.batches import Features
     from heads.loop import Data, Loop
@@ -195,7 +201,39 @@ def in_memory(name: str, precision: str, videos: int) -> float:
     head.train()
     select = {m: head.train_rows(head_config.rows(m).train, torch.Generator().manual_seed(0)) for m in DIMS}
     batch = features.batch(numbers, select, loop.device, head_config.align)
-    return timed(lambda: loop._step(batch, numbers)) * -(-videos // train.batch)
+    steps = -(-videos // train.batch)
+    step_s = timed(lambda: loop._step(batch, numbers)) * steps
+    products_s = operations(head, lambda: loop._step(batch, numbers)) / product_rate(precision) * steps
+    optimiser_s = timed(loop.optimizer.step) * steps
+    rest_s = step_s - products_s - optimiser_s
+    return step_s, {"products of matrices": products_s, "the optimiser": optimiser_s, "the rest of the step": rest_s}
+
+
+def operations(head: nn.Module, step: Callable[[], Any]) -> float:
+    """Floating-point operations of the products of matrices in one step; those of an LSTM, one kernel, by hand:
+    forward, and twice that backward."""
+    found: list[float] = []
+
+    def count(lstm: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
+        if not isinstance(lstm, nn.LSTM):
+            raise TypeError(lstm)
+        rows = inputs[0].shape[0] * inputs[0].shape[1] * (2 if lstm.bidirectional else 1)
+        found.append(3 * 2 * rows * 4 * lstm.hidden_size * (lstm.input_size + lstm.hidden_size))
+
+    hooks = [m.register_forward_hook(count) for m in head.modules() if isinstance(m, nn.LSTM)]
+    with FlopCounterMode(display=False) as counter:
+        step()
+    for hook in hooks:
+        hook.remove()
+    return counter.get_total_flops() + sum(found)
+
+
+def product_rate(precision: str, size: int = 2048) -> float:
+    """Operations a second of one large product."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    out = torch.empty(size, size, dtype=dtype)
+    return 2 * size**3 / timed(lambda: torch.mm(a, b, out=out))
 
 
 def endless(loader: Any) -> Any:
