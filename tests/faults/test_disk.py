@@ -111,7 +111,7 @@ def test_videos_that_cannot_be_read_have_an_outcome(small_world: Path, tmp_path:
     names = ("folder", "dangling", "fifo", "absent", "good")
     items = (*(Item(n, f"{n}.mp4") for n in names), Item("unlisted", ""))
     job = replace(world.task(small_world, store=tmp_path / "store", pixels=True), items=items, root=root)
-    limits = job.config.limits.model_copy(update={"timeout_s": 2.0})
+    limits = job.config.limits.model_copy(update={"timeout_s": 8.0})
     job = replace(job, config=job.config.model_copy(update={"limits": limits}))
     manifest = extract_shard(job, workers=1)
     assert [(i, o.outcome) for i, o in zip(manifest.ids, manifest.outcomes, strict=True)] == [

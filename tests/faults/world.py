@@ -96,4 +96,4 @@ def _session(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    extract_shard(task(Path(sys.argv[1]), store=Path(sys.argv[2])), workers=2)
+    extract_shard(task(Path(sys.argv[1]), store=Path(sys.argv[2])), workers=2, lock_wait_s=120)
