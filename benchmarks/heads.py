@@ -172,7 +172,8 @@ def in_memory(name: str, precision: str, videos: int) -> float:
     """Our step on one batch, as seconds an epoch."""
     import heads
     from features.batches import Features
-    from heads.loop import Data, Loop
+    from heads.data import Data
+    from heads.loop import Loop, Step
     from heads.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -195,7 +196,8 @@ def in_memory(name: str, precision: str, videos: int) -> float:
     head.train()
     select = {m: head.train_rows(head_config.rows(m).train, torch.Generator().manual_seed(0)) for m in DIMS}
     batch = features.batch(numbers, select, loop.device, head_config.align)
-    return timed(lambda: loop._step(batch, numbers)) * -(-videos // train.batch)
+    step = Step(numbers, batch, data.labels, len(numbers), empty=False)
+    return timed(lambda: loop._step(step)) * -(-videos // train.batch)
 
 
 def endless(loader: Any) -> Any:
