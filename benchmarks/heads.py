@@ -178,7 +178,8 @@ def in_memory(name: str, precision: str, videos: int) -> tuple[float, dict[str, 
     """Our step on one batch, and its parts, as seconds an epoch."""
     import heads
     from features.batches import Features
-    from heads.loop import Data, Loop
+    from heads.data import Data
+    from heads.loop import Loop, Step
     from heads.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -202,8 +203,9 @@ def in_memory(name: str, precision: str, videos: int) -> tuple[float, dict[str, 
     select = {m: head.train_rows(head_config.rows(m).train, torch.Generator().manual_seed(0)) for m in DIMS}
     batch = features.batch(numbers, select, loop.device, head_config.align)
     steps = -(-videos // train.batch)
-    step_s = timed(lambda: loop._step(batch, numbers)) * steps
-    products_s = operations(head, lambda: loop._step(batch, numbers)) / product_rate(precision) * steps
+    step = Step(numbers, batch, data.labels, len(numbers), empty=False)
+    step_s = timed(lambda: loop._step(step)) * steps
+    products_s = operations(head, lambda: loop._step(step)) / product_rate(precision) * steps
     optimiser_s = timed(loop.optimizer.step) * steps
     rest_s = step_s - products_s - optimiser_s
     return step_s, {"products of matrices": products_s, "the optimiser": optimiser_s, "the rest of the step": rest_s}

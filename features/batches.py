@@ -31,6 +31,8 @@ from features.store import read_manifest, read_shard, shards
 
 Batch = tuple[dict[str, Tensor], dict[str, Tensor]]  # {modality: (B,L,*D)}, {modality: (B,L) bool}
 Select = Callable[[Tensor], tuple[Tensor, Tensor]]  # row counts (B,) -> row numbers (B,L) ascending, mask (B,L); L >= 1
+Picked = dict[str, tuple[Tensor, Tensor]]  # {modality: row numbers within each video (B,L), mask (B,L)}
+Start = tuple[int, Tensor]  # blocks to pass over, and the state of the generator when the next one was asked for
 _DTYPES: Final = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 _MEAN_ROWS: Final = 1024  # summed at a time
 _READERS: Final = 3  # shards that are read, checked and unpacked at a time
@@ -117,12 +119,20 @@ class Features:
 
         The store's own reader refuses damaged shards and rows that are not finite, naming the video.
         """
-        manifests = {modality: manifests_of(folder) for modality, folder in stores.items()}
-        wanted = wanted_places(ids)
-        _check_memory(manifests, wanted)
+        manifests, wanted = cls.check_memory(stores, ids)
         rows = {modality: read_rows(stores[modality], found, wanted) for modality, found in manifests.items()}
         facts = facts_of(stores, {modality: dict(found) for modality, found in manifests.items()})
         return cls(tuple(ids), rows, facts)
+
+    @staticmethod
+    def check_memory(
+        stores: Mapping[str, Path], ids: Sequence[str], processes: int = 1
+    ) -> tuple[dict[str, list[tuple[int, Manifest]]], dict[str, int]]:
+        """What `open` would read; raises `TooLarge` where so many `processes` of a machine have no room for it."""
+        manifests = {modality: manifests_of(folder) for modality, folder in stores.items()}
+        wanted = wanted_places(ids)
+        _check_memory(manifests, wanted, processes)
+        return manifests, wanted
 
     @classmethod
     def of(
@@ -182,9 +192,19 @@ class Features:
             found[modality] = (total / max(1, len(index))).float()
         return found
 
-    def blocks(self, videos: Tensor, generator: torch.Generator | None = None) -> Iterator[Block]:
+    def blocks(
+        self,
+        videos: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        batch: int | None = None,
+        start: Start | None = None,
+    ) -> Iterator[Block]:
         """`videos` (n,) in one block: these features, the order of `videos` (random with a `generator`), and their
-        numbers here. What `features.stream.Stream` gives in several."""
+        numbers here. What `features.stream.Stream` gives in several, of which `start` passes over some.
+
+        `batch` says how many videos are wanted at a time, to those who make rows as they are asked for.
+        """
         order = torch.arange(len(videos)) if generator is None else torch.randperm(len(videos), generator=generator)
         yield self, order, videos[order]
 
@@ -205,21 +225,38 @@ class Features:
         modality, and the others give for each of them the row that is nearest in time: all have the same L then, and a
         video without rows of that modality has none at all.
         """
-        chosen: dict[str, tuple[Tensor, Tensor]] = {}
+        return self.take(videos, self.pick(videos, select, align), device)
+
+    def pick(self, videos: Tensor, select: Select | Mapping[str, Select], align: str | None = None) -> Picked:
+        """The rows that `batch` gives, by their numbers within each of `videos` (B,)."""
+        chosen: Picked = {}
         for modality in [align] if align is not None else self.rows:
             pick = select[modality] if isinstance(select, Mapping) else select
             chosen[modality] = pick(self.rows[modality].lengths[videos])
         if align is not None:
             chosen |= {m: self._nearest(videos, m, align, *chosen[align]) for m in self.rows if m != align}
+        return chosen
+
+    def take(self, videos: Tensor, picked: Picked, device: torch.device | None = None) -> Batch:
+        """The `picked` rows of `videos` (B,) on `device`, as `batch` gives them."""
         features, masks = {}, {}
         for modality, (data, starts, _, _) in self.rows.items():
-            index, mask = chosen[modality]
+            index, mask = picked[modality]
             flat = torch.where(mask, index + starts[videos, None], len(data) - 1)  # (B,L)
-            picked = data.index_select(0, flat.flatten().to(data.device))
-            picked = picked.view(*flat.shape, *data.shape[1:]).to(device)
-            features[modality] = picked.float() if picked.is_floating_point() else picked
-            masks[modality] = mask.to(picked.device)
+            rows = data.index_select(0, flat.flatten().to(data.device))
+            rows = rows.view(*flat.shape, *data.shape[1:]).to(device)
+            features[modality] = rows.float() if rows.is_floating_point() else rows
+            masks[modality] = mask.to(rows.device)
         return features, masks
+
+    def spans_us(self, videos: Tensor, picked: Picked, modality: str) -> Tensor:
+        """(B,2) int64: times of the first and the last of the `picked` rows of `modality`; of no row the first is the
+        later one."""
+        rows, (index, mask) = self.rows[modality], picked[modality]
+        times = rows.time_us[torch.where(mask, index + rows.starts[videos, None], len(rows.time_us) - 1)]
+        limits = torch.iinfo(torch.int64)
+        first = torch.where(mask, times, limits.max).min(dim=1).values
+        return torch.stack([first, torch.where(mask, times, limits.min).max(dim=1).values], dim=1)
 
     def _nearest(
         self, videos: Tensor, modality: str, reference: str, index: Tensor, mask: Tensor
@@ -268,14 +305,16 @@ def manifests_of(folder: Path) -> list[tuple[int, Manifest]]:
     return found
 
 
-def _check_memory(manifests: Mapping[str, list[tuple[int, Manifest]]], wanted: Mapping[str, int]) -> None:
+def _check_memory(
+    manifests: Mapping[str, list[tuple[int, Manifest]]], wanted: Mapping[str, int], processes: int
+) -> None:
     needed = _SAFETY_BYTES
     for shards_ in manifests.values():
         size = row_bytes(dict(shards_))
         kept = sum(int(counts_of(m)[[video in wanted for video in m.ids]].sum()) for _, m in shards_)
         largest = max(m.rows for _, m in shards_)
         needed += size * (kept + _READERS * largest)  # the rows, and the shards that are being read
-    available = psutil.virtual_memory().available
+    needed, available = processes * needed, psutil.virtual_memory().available
     if needed > available:
         fix = "stream them (framepool train --stream), or train on fewer modalities"
         got = f"{available} available"

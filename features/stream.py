@@ -20,7 +20,17 @@ import psutil
 import torch
 from torch import Tensor
 
-from features.batches import Block, Features, counts_of, facts_of, manifests_of, read_rows, row_bytes, wanted_places
+from features.batches import (
+    Block,
+    Features,
+    Start,
+    counts_of,
+    facts_of,
+    manifests_of,
+    read_rows,
+    row_bytes,
+    wanted_places,
+)
 from features.errors import FramepoolError
 from features.manifest import Manifest
 
@@ -102,12 +112,23 @@ class Stream:
                 totals[modality] += mean.double() * int(rows.rows[modality].lengths[numbers].sum())
         return {m: (t / max(1, int(self.lengths[m][videos].sum()))).float() for m, t in totals.items()}
 
-    def blocks(self, videos: Tensor, generator: torch.Generator | None = None) -> Iterator[Block]:
+    def blocks(
+        self,
+        videos: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        batch: int | None = None,
+        start: Start | None = None,
+    ) -> Iterator[Block]:
         """`videos` (n,) block by block: rows in memory, places in `videos`, and the numbers of those in these rows.
 
-        With a `generator` shards and the videos of a block come in random order, else in their own.
+        With a `generator` shards and the videos of a block come in random order, else in their own. `start` goes on
+        where another pass was left.
         """
         plan = list(self._plan(videos, generator))
+        if start is not None and generator is not None:
+            plan = plan[start[0] :]
+            generator.set_state(start[1])
         with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._rows, plan[0]) if plan else None
             for k, shards in enumerate(plan):

@@ -18,7 +18,7 @@ from features.atomic import write_bytes
 from features.batches import Features
 from heads.base import Head
 from heads.config import BaseConfig
-from heads.loop import Data
+from heads.data import Data
 from heads.results import ATTENTION, Predictions
 
 VIDEOS: Final = 4

@@ -17,7 +17,7 @@ from features.recipe import Config
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 # what is no option of the head's own
-_COMMON: Final = frozenset({"kind", "features", "sample", "align", "missing", "codes", "train"})
+_COMMON: Final = frozenset({"kind", "features", "sample", "align", "missing", "codes", "clips", "train"})
 EMPTY: Final = "none"  # the class that has no part
 _OPTIMIZER_OPTIONS: Final = {
     "momentum": ("sgd", "rmsprop"),
@@ -61,6 +61,8 @@ Schedule = Annotated[Constant | Step | Cosine | Plateau, Field(discriminator="ki
 class TrainConfig(Config):
     """How a head is trained. The seed comes from outside, so that one config has several seeds."""
 
+    unrecorded: ClassVar[frozenset[str]] = frozenset({"recompute"})  # leaves every number as it is
+
     epochs: PositiveInt = 30
     batch: PositiveInt = Field(128, description="videos a step, at most: an epoch is cut into equal batches")
     optimizer: Literal["sgd", "adam", "adamw", "rmsprop"] = "adam"
@@ -77,6 +79,21 @@ class TrainConfig(Config):
         False, description="each class weighs the same: a sample of class k weighs n_total / (K * n_k)"
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of a training step; tests are always fp32")
+    accumulate: PositiveInt | None = Field(
+        None,
+        description="a step's batch goes through the head in so many parts, whose gradients add up: the memory of one. "
+        "Batch norms then see a part at a time",
+    )
+    recompute: bool = Field(
+        False,
+        description="blocks of layers forget what is inside of them and compute it again on the way back: less memory, "
+        "about a third more time, the same numbers",
+    )
+    clip_s: PositiveFloat | None = Field(
+        None,
+        description="for lists whose labels have times: a training sample is labelled with what happens from its first "
+        "to its last row, each of which covers so many seconds; null: with all that happens in the video",
+    )
     early_stop: PositiveInt | None = Field(
         None,
         description="stop after so many epochs without a lower watched loss, and keep the weights of the best epoch",
@@ -112,12 +129,21 @@ class Sample(Config):
     test: PositiveInt | None = None
 
 
+class Clips(Config):
+    """A video's test rows in `n` clips, each scored by itself: its score is the largest, or the mean, of theirs."""
+
+    n: PositiveInt = 10
+    of: Literal["max", "mean"] = "max"
+
+
 def _used(config: Config, value: dict[str, Any]) -> dict[str, Any]:
-    """The dumped `value` of `config` without the options that are null by default and were left so."""
-    found = {}
+    """The dumped `value` of `config` without the options that are null by default and were left so, and those that
+    change no number."""
+    found: dict[str, Any] = {}
+    unrecorded: frozenset[str] = getattr(config, "unrecorded", frozenset())
     for name, field in type(config).model_fields.items():
         own = getattr(config, name)
-        if own is None and field.default is None:
+        if (own is None and field.default is None) or name in unrecorded:
             continue
         found[name] = _used(own, value[name]) if isinstance(own, Config) else value[name]
     return found
@@ -148,6 +174,7 @@ class BaseConfig(Config):
         description="the sign that class names are cut at, as 0+3+7 at +: the head learns the parts, and a class is "
         "the set of its parts (none: the empty one)",
     )
+    clips: Clips | None = Field(None, description="how a video is tested; null: all its test rows in one go")
 
     @field_validator("sample", mode="before")
     @classmethod

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from heads.memory import Kept
+from heads.parallel import ranks
 
 _LEVELS: Final = 1 << 16
 _WIDE: Final = 1 << 22  # weights from which on memory is kept
@@ -46,7 +47,7 @@ class DropoutLinear(nn.Linear):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """(B,D1), (B,D2), ... side by side -> (B,C)."""
-        narrow = self.weight.numel() < _WIDE or self.dropout.p == 0
+        narrow = self.weight.numel() < _WIDE or self.dropout.p == 0 or ranks().count > 1  # others wait for gradients
         if narrow or not self.training or inputs[0].device.type != "cpu" or not torch.is_grad_enabled():
             return super().forward(self.dropout(torch.cat(inputs, dim=1) if len(inputs) > 1 else inputs[0]))
         logits: Tensor = _Wide.apply(self, self.weight, self.bias, *inputs)
@@ -83,12 +84,13 @@ class _Wide(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (keep, used, matrix), kept, weight = ctx.parts, ctx.kept, ctx.weight
         scaled = (grads[0] * ctx.scale).to(used.dtype)  # (B,C)
-        grad = kept("grad", tuple(weight.shape))
+        first = weight.grad is None  # else those of the batch's parts add up, and the first one's memory is in use
+        grad = kept("grad" if first else "more grad", tuple(weight.shape))
         if used.dtype == grad.dtype:
             torch.mm(scaled.t(), used, out=grad)
         else:
             grad.copy_(torch.mm(scaled.t(), used, out=kept("rough grad", tuple(weight.shape), used.dtype)))
-        weight.grad = grad if weight.grad is None else weight.grad + grad
+        weight.grad = grad if first else weight.grad.add_(grad)
         rough = torch.mm(scaled, matrix, out=kept("rough back", tuple(used.shape), used.dtype)).mul_(keep)
         back = kept("back", tuple(used.shape)).copy_(rough)
         return None, None, grads[0].sum(dim=0), *back.split(ctx.sizes, dim=1)

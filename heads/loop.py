@@ -2,8 +2,11 @@
 
 Nothing random outlives an epoch: every epoch seeds its own generator for order and rows, and torch's global one
 (dropout, augmentation; its state is put back afterwards), from the run's seed and its number. So an epoch is a
-function of the state before it, and a killed run that resumes ends in the same bytes as an unbroken one (CPU, same
-number of threads).
+function of the state before it. Inside of a long one the state is kept every few minutes, generators and all. A killed
+run that resumes ends in the same bytes as an unbroken one (CPU, same number of threads and processes).
+
+Several processes (`heads.parallel`) walk through the same batches, each through its part of them; a batch may also go
+through the head in parts, whose gradients add up.
 
 An epoch is cut into equal batches of at most `batch` videos: no stray last batch of one, which batch norms cannot
 take. The watched loss (plateau, early stop) is that of the held-out videos, or the training loss where none are held
@@ -17,87 +20,50 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
-from features.batches import Batch, Features, Select
-from features.errors import FramepoolError
+from features.batches import Batch, Block, Select, Start
+from features.errors import UserError
 from features.stream import Stream
 from heads.base import Head
 from heads.checkpoint import copy_of, load_resume, save_resume
+from heads.clips import in_clips
 from heads.config import BaseConfig, TrainConfig
+from heads.data import Data, balanced_weights, hold_out, mix, refuse_non_finite
 from heads.optimise import epochs_without_gain, learning_rate, make_optimizer, set_rate
+from heads.pace import Pace
+from heads.parallel import ranks, spread, sum_of
 from heads.results import Predictions, in_short
 
 History = list[dict[str, float | None]]
-_NAMED_IDS = 16
 _TEST_BATCH = 128
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data:
-    """What a run trains and tests on: numbers of videos in `features`, and labels (V,) int64 or (V,C) bool."""
-
-    features: Features | Stream
-    labels: Tensor
-    train: Tensor  # (n,) int64
-    test: Tensor  # (m,) int64
-    classes: tuple[str, ...]
-    factors: tuple[str, ...] = ()
-
-    @property
-    def multi_label(self) -> bool:
-        return self.labels.ndim == 2
-
-    @property
-    def primary(self) -> str:
-        """The metric that a run is judged by."""
-        return "map" if self.multi_label else "top1"
-
-    def targets(self, videos: Tensor) -> Tensor:
-        """(B,) -> (B,C) of 0 and 1."""
-        labels = self.labels[videos]
-        return labels.float() if self.multi_label else nn.functional.one_hot(labels, len(self.classes)).float()
-
-    def losses(self, logits: Tensor, videos: Tensor) -> Tensor:
-        """(B,C), (B,) -> (B,): cross-entropy, or the mean binary one over classes."""
-        labels = self.labels[videos].to(logits.device)
-        if self.multi_label:
-            return nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(dim=1)
-        return nn.functional.cross_entropy(logits, labels, reduction="none")
+CHECKPOINT_S = 600.0
 
 
 @torch.no_grad()
 def predict(head: Head, config: BaseConfig, data: Data, videos: Tensor, device: torch.device) -> Predictions:
-    """Scores of `videos` on their test rows; refuses NaN."""
+    """Scores of `videos` on their test rows; refuses NaN. Of several processes each takes its part of them."""
     head.eval()
+    own, scores = ranks(), in_clips(head, config.clips)
     select = {m: head.test_rows(config.rows(m).test) for m in head.shapes}
     found = torch.zeros(len(videos), len(data.classes))
-    for rows, places, numbers in data.features.blocks(videos) if len(videos) else ():
+    mine = torch.arange(len(videos))[own.part(len(videos))]
+    for rows, places, numbers in data.features.blocks(videos[mine], batch=_TEST_BATCH) if len(mine) else ():
         for part in torch.split(torch.arange(len(places)), _TEST_BATCH):
-            logits = head(*rows.batch(numbers[part], select, device, config.align))
-            found[places[part]] = logits.float().cpu()
+            logits = scores(*rows.batch(numbers[part], select, device, config.align))
+            found[mine[places[part]]] = logits.float().cpu()
+    found = sum_of(found, own)
     ids = [data.features.ids[k] for k in videos.tolist()]
     refuse_non_finite(~found.isfinite().all(dim=1), ids, "scores are not finite")
     return Predictions(ids, data.labels[videos].numpy(), found.numpy())
-
-
-def refuse_non_finite(bad: Tensor, ids: list[str], what: str) -> None:
-    """Stop where one of (B,) is set, naming the videos."""
-    if not bool(bad.any()):
-        return
-    names = [video for video, b in zip(ids, bad.tolist(), strict=True) if b]
-    more = f" and {len(names) - _NAMED_IDS} more" if len(names) > _NAMED_IDS else ""
-    fix = "look at these videos' features; if they are sound, lower the learning rate or set clip"
-    raise FramepoolError(
-        what, where=", ".join(names[:_NAMED_IDS]) + more, expected="a number", got="NaN or inf", fix=fix
-    )
 
 
 @contextmanager
@@ -109,9 +75,27 @@ def seeded(*numbers: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def mix(*numbers: int) -> int:
-    """One 63-bit seed of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+@dataclass(frozen=True)
+class Step:
+    """A batch of training videos: this process's part of it on the device."""
+
+    videos: Tensor  # (B,) of the part
+    batch: Batch
+    labels: Tensor  # (B,) or (B,C)
+    whole: int  # videos of the batch, over all processes
+    empty: bool  # there were fewer videos than processes: this one goes along with a video that counts for nothing
+
+
+@dataclass
+class Place:
+    """Where an epoch stands between two steps."""
+
+    block: int = 0
+    asked: Tensor | None = None  # state of the generator when the block was asked for
+    step: int = 0  # of the block
+    loss: float = 0.0  # summed over videos, of this process
+    hits: int = 0
+    videos: int = 0  # done, of all processes
 
 
 @dataclass(kw_only=True)
@@ -124,6 +108,7 @@ class Loop:
     data: Data
     seed: int
     device: torch.device
+    checkpoint_s: float = CHECKPOINT_S
     history: History = field(default_factory=list)
     watched: list[float] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
@@ -134,17 +119,26 @@ class Loop:
         self.weights = (
             balanced_weights(self.data, self.videos) if self.train.balanced else torch.ones(len(self.data.labels))
         )
+        if self.train.clip_s is not None and self.data.actions is None:
+            fix = "leave train.clip_s away, or take a list with times, such as Charades'"
+            raise UserError("labels without times", where=f"head {self.config.kind}: train.clip_s", fix=fix)
+        self.ranks = ranks()
+        self.module = spread(self.head, self.device)
         self.optimizer = make_optimizer(self.train, self.head.named_parameters(), self.head.lr_factors())
 
     def run(self, folder: Path, digest: str, log: Callable[[str], None]) -> None:
-        """Train to the end, from the last finished epoch where there is one; leaves the head with its final weights."""
-        self._resume(load_resume(folder, digest), log)
+        """Train to the end, from where an interrupted run was; leaves the head with its final weights."""
+        self._keep = (folder, digest)
+        self._pace = Pace(epochs=self.train.epochs, videos=len(self.videos), log=log)
+        inside = self._resume(load_resume(folder, digest), log)
+        self.ranks.says(True)  # nobody writes before all have read
         while not self._finished():
-            began = time.perf_counter()
-            self._epoch()
-            self.seconds += time.perf_counter() - began
+            self._began = time.perf_counter()
+            self._epoch(inside)
+            inside = None
+            self.seconds += time.perf_counter() - self._began
             log(self._line())
-            save_resume(folder, {"digest": digest, **self._state()})
+            self._save(None)
         if self.best is not None:
             self.head.load_state_dict(self.best)
 
@@ -158,12 +152,13 @@ class Loop:
         tested = [-score for row in self.history if (score := row[f"test_{self.data.primary}"]) is not None]
         return len(self.history) >= self.train.epochs or stalled or _waited(self.train.stop_at_peak, tested)
 
-    def _epoch(self) -> None:
+    def _epoch(self, inside: dict[str, Any] | None = None) -> None:
         epoch = len(self.history)
         lr = learning_rate(self.train, epoch, self.watched)
         set_rate(self.optimizer, lr)
-        with seeded(self.seed, epoch, device=self.device):
-            loss, top1 = self._steps(torch.Generator().manual_seed(mix(self.seed, epoch, 1)))
+        own = [self.ranks.rank] if self.ranks.rank else []
+        with seeded(self.seed, epoch, *own, device=self.device):
+            loss, top1 = self._steps(torch.Generator().manual_seed(mix(self.seed, epoch, 1)), inside)
         held_out = self._test(self.held_out)["loss"] if len(self.held_out) else None
         last = epoch + 1 == self.train.epochs
         test = self._test(self.data.test) if last or (epoch + 1) % self.train.test_every == 0 else {}
@@ -179,45 +174,109 @@ class Loop:
         if self.train.early_stop and epochs_without_gain(self.watched) == 0:
             self.best = copy_of(self.head.state_dict())
 
-    def _steps(self, generator: torch.Generator) -> tuple[float, float]:
-        """One pass over the training videos: the mean loss and the share of hits on the way, dropout and all."""
-        self.head.train()
+    def _steps(self, generator: torch.Generator, inside: dict[str, Any] | None) -> tuple[float, float]:
+        """One pass over the training videos: the mean loss and the share of hits on the way, dropout and all. It begins
+        `inside` of the epoch where a run was interrupted there."""
+        self.module.train()
         rows = {m: self.config.rows(m).train for m in self.head.shapes}
         select = {m: self.head.train_rows(n, generator) for m, n in rows.items()}
-        total, hits = 0.0, 0
-        for videos, batch in self._batches(select, generator):
-            loss, correct = self._step(batch, videos)
-            total, hits = total + loss * len(videos), hits + correct
+        place = Place()
+        if inside is not None:
+            place = Place(**inside["place"])
+            place.loss, place.hits = self._so_far(inside["states"])
+        self._pace.begin(epoch=len(self.history), done=place.videos)
+        kept = time.monotonic()
+        for step in self._batches(select, generator, place, inside):
+            loss, correct = self._step(step)
+            place.loss, place.hits = place.loss + loss, place.hits + correct
+            place.videos += step.whole
+            self._pace.step(step.whole, loss / max(1, len(step.videos)))
+            if self.ranks.says(time.monotonic() - kept >= self.checkpoint_s) and place.videos < len(self.videos):
+                self._save(self._inside(place, generator))
+                kept = time.monotonic()
+        total, hits = self.ranks.total([place.loss, place.hits])
         return total / len(self.videos), hits / len(self.videos)
 
-    def _batches(self, select: dict[str, Select], generator: torch.Generator) -> Iterator[tuple[Tensor, Batch]]:
-        for rows, places, numbers in self.data.features.blocks(self.videos, generator):
-            for part in torch.arange(len(places)).tensor_split(-(-len(places) // self.train.batch)):
-                batch = rows.batch(numbers[part], select, self.device, self.config.align)
-                yield self.videos[places[part]], batch
+    def _batches(
+        self, select: dict[str, Select], generator: torch.Generator, place: Place, inside: dict[str, Any] | None
+    ) -> Iterator[Step]:
+        """Each batch with `place` behind it."""
+        start: Start | None = (place.block, place.asked) if place.block and place.asked is not None else None
+        blocks = self.data.features.blocks(self.videos, generator, batch=self.train.batch, start=start)
+        done, place.step = place.step, 0
+        while True:
+            place.asked = place.asked if inside is not None else generator.get_state()
+            if (block := next(blocks, None)) is None:
+                return
+            if inside is not None:
+                self._restore(inside, generator)
+                inside = None
+            parts = torch.arange(len(block[1])).tensor_split(-(-len(block[1]) // self.train.batch))
+            for number, part in enumerate(parts):
+                place.step = number + 1
+                if number >= done:
+                    yield self._taken(block, part, select)
+            place.block, place.step, done = place.block + 1, 0, 0
 
-    def _step(self, batch: Batch, videos: Tensor) -> tuple[float, int]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):
-            logits = self.head(*batch).float()  # (B,C)
-        losses = self.data.losses(logits, videos)
-        loss = (losses * self.weights[videos].to(losses.device)).mean()
-        value = float(loss.detach())
-        if not np.isfinite(value):
-            self._refuse(~losses.detach().isfinite(), videos, "loss")
+    def _taken(self, block: Block, part: Tensor, select: dict[str, Select]) -> Step:
+        """The videos at places `part` of a block: their rows are chosen together, and taken by who needs them."""
+        rows, places, numbers = block
+        mine = self.ranks.part(len(part))
+        empty = mine.start == mine.stop
+        if empty:
+            mine = slice(0, 1)
+        picked = {m: (i[mine], k[mine]) for m, (i, k) in rows.pick(numbers[part], select, self.config.align).items()}
+        own, videos = numbers[part][mine], self.videos[places[part]][mine]
+        labels = self.data.labels[videos]
+        if self.train.clip_s is not None and self.data.actions is not None:
+            half_us = round(self.train.clip_s * 500_000)
+            spans = rows.spans_us(own, picked, self.config.align or next(iter(self.head.shapes)))
+            spans = spans + torch.tensor([-half_us, half_us])
+            labels = self.data.actions.within(videos, spans, len(self.data.classes))
+        return Step(videos, rows.take(own, picked, self.device), labels, len(part), empty)
+
+    def _step(self, step: Step) -> tuple[float, int]:
+        """The summed loss and the hits of this process's part."""
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
+        count = min(self.train.accumulate or 1, max(1, step.whole // self.ranks.count))
+        parts = torch.arange(len(step.videos)).tensor_split(count)
+        total, hits = 0.0, 0
+        for number, part in enumerate(parts):
+            module, more = self.module, number + 1 < count
+            with module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext():
+                loss, correct = self._backward(step, part if count > 1 else None)
+            total, hits = total + loss, hits + correct
         if self.train.clip_value is not None:
             nn.utils.clip_grad_value_(self.head.parameters(), self.train.clip_value)
         if self.train.clip is not None:
             norm = nn.utils.get_total_norm([p.grad for p in self.head.parameters() if p.grad is not None])
             if norm > self.train.clip:  # else it would be scaled by 1, which costs two passes over all gradients
                 nn.utils.clip_grads_with_norm_(self.head.parameters(), self.train.clip, norm)
-            self._refuse(~norm.isfinite().expand(len(videos)), videos, "gradient")
+            self._refuse(~norm.isfinite().expand(len(step.videos)), step.videos, "gradient")
         self.optimizer.step()
-        correct = (
-            0 if self.data.multi_label else int((logits.detach().argmax(dim=1).cpu() == self.data.labels[videos]).sum())
-        )
-        return value, correct
+        return (0.0, 0) if step.empty else (total, hits)
+
+    def _backward(self, step: Step, part: Tensor | None) -> tuple[float, int]:
+        """The summed loss and the hits of the videos at `part` (of all), whose gradients are added."""
+        (features, masks), videos, labels = step.batch, step.videos, step.labels
+        if part is not None:
+            own = slice(int(part[0]), int(part[-1]) + 1)
+            features, masks = ({m: x[own] for m, x in found.items()} for found in step.batch)
+            videos, labels = videos[own], labels[own]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):
+            logits = self.module(features, masks).float()  # (B,C)
+        if not logits.requires_grad:  # no video of the part has a row
+            logits = logits + sum(p.sum() for p in self.head.parameters() if p.requires_grad) * 0
+        losses = self.data.losses(logits, labels)
+        loss = (losses * self.weights[videos].to(losses.device)).mean()
+        value = float(loss.detach())
+        if not np.isfinite(value):
+            self._refuse(~losses.detach().isfinite(), videos, "loss")
+        # its share of the batch; gradients of processes are averaged, not added
+        share = 0.0 if step.empty else len(videos) * self.ranks.count / step.whole
+        torch.autograd.backward(loss if share == 1 else loss * share)
+        hits = 0 if self.data.multi_label else int((logits.detach().argmax(dim=1).cpu() == labels).sum())
+        return value * len(videos), hits
 
     def _refuse(self, bad: Tensor, videos: Tensor, what: str) -> None:
         ids = [self.data.features.ids[k] for k in videos.tolist()] if bool(bad.any()) else [""] * len(videos)
@@ -229,43 +288,63 @@ class Loop:
     def _line(self) -> str:
         row = self.history[-1]
         shown = [f"{k} {v:.4g}" for k, v in row.items() if v is not None and k != "epoch"]
-        return f"epoch {len(self.history)}/{self.train.epochs}: {', '.join(shown)} ({self.seconds:.1f} s)"
+        left = self._pace.left(len(self.history), self.seconds)
+        return f"epoch {len(self.history)}/{self.train.epochs}: {', '.join(shown)} ({self.seconds:.1f} s{left})"
 
-    def _state(self) -> dict[str, Any]:
-        kept = {k: getattr(self, k) for k in ("history", "watched", "best", "seconds")}
-        return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(), **kept}
+    def _inside(self, place: Place, generator: torch.Generator) -> dict[str, Any]:
+        """What an epoch goes on from: its place, and what each process has of its own."""
+        own: dict[str, Any] = {"loss": place.loss, "hits": place.hits, "rows": generator.get_state()}
+        own["torch"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            own["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {"place": place.__dict__, "states": self.ranks.gathered(own)}
 
-    def _resume(self, state: dict[str, Any] | None, log: Callable[[str], None]) -> None:
-        if state is None:
+    def _so_far(self, states: list[dict[str, Any]]) -> tuple[float, int]:
+        """The loss and hits that are this process's own; all of them the first one's after other processes."""
+        if len(states) == self.ranks.count:
+            return states[self.ranks.rank]["loss"], states[self.ranks.rank]["hits"]
+        return (sum(s["loss"] for s in states), sum(s["hits"] for s in states)) if self.ranks.first else (0.0, 0)
+
+    def _restore(self, inside: dict[str, Any], generator: torch.Generator) -> None:
+        states = inside["states"]
+        if len(states) != self.ranks.count:  # interrupted with other processes: the epoch goes on with other chances
+            generator.set_state(states[0]["rows"])
             return
+        own = states[self.ranks.rank]
+        generator.set_state(own["rows"])
+        torch.set_rng_state(own["torch"])
+        if "cuda" in own and self.device.type == "cuda":
+            torch.cuda.set_rng_state(own["cuda"], self.device)
+
+    def _save(self, inside: dict[str, Any] | None) -> None:
+        if not self.ranks.first:
+            return
+        folder, digest = self._keep
+        seconds = self.seconds + (time.perf_counter() - self._began if inside is not None else 0)
+        kept = {k: getattr(self, k) for k in ("history", "watched", "best")}
+        state = {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(), **kept, "seconds": seconds}
+        blocks = {"block_bytes": getattr(self.data.features, "block_bytes", None)}
+        save_resume(folder, {"digest": digest, **state, **blocks, "inside": inside})
+
+    def _resume(self, state: dict[str, Any] | None, log: Callable[[str], None]) -> dict[str, Any] | None:
+        """Take up a state; gives what lies inside of an epoch."""
+        if state is None:
+            return None
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.watched, self.best, self.seconds = (
             state[k] for k in ("history", "watched", "best", "seconds")
         )
-        log(f"goes on after epoch {len(self.history)}/{self.train.epochs}")
+        if isinstance(self.data.features, Stream) and state["block_bytes"]:  # other blocks would be other batches
+            self.data = replace(self.data, features=replace(self.data.features, block_bytes=state["block_bytes"]))
+        inside: dict[str, Any] | None = state["inside"]
+        if inside is None:
+            log(f"goes on after epoch {len(self.history)}/{self.train.epochs}")
+        else:
+            done = f"{inside['place']['videos']} of {len(self.videos)} videos"
+            log(f"goes on in epoch {len(self.history) + 1}/{self.train.epochs}, after {done}")
+        return inside
 
 
 def _waited(patience: int | None, losses: list[float]) -> bool:
     return patience is not None and epochs_without_gain(losses) >= patience
-
-
-def hold_out(data: Data, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """The training videos, and `share` of those of each class (of all, for several labels) held out of them."""
-    if not share:
-        return data.train, data.train[:0]
-    order = data.train[torch.randperm(len(data.train), generator=torch.Generator().manual_seed(mix(seed, 0, 2)))]
-    labels = torch.zeros(len(order), dtype=torch.long) if data.multi_label else data.labels[order]
-    held = torch.cat(
-        [group[: int(share * len(group))] for group in (order[labels == k] for k in range(int(labels.max()) + 1))]
-    )
-    return data.train[~torch.isin(data.train, held)], data.train[torch.isin(data.train, held)]
-
-
-def balanced_weights(data: Data, videos: Tensor) -> Tensor:
-    """(V,): n / (K * n_k) for class k with n_k of the n training videos; over these they have mean 1."""
-    if data.multi_label:
-        raise FramepoolError("balanced classes need one label a video", got="several", fix="set train.balanced: false")
-    counts = data.labels[videos].bincount(minlength=len(data.classes))
-    weights: Tensor = len(videos) / ((counts > 0).sum() * counts.clamp_min(1).float())
-    return weights[data.labels]

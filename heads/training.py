@@ -1,8 +1,8 @@
 """Train a head into a run folder, or test a finished run again. Every head takes this road; `fitted` ones skip epochs.
 
 A run is finished when its run.json stands; one of the same recipe is not trained again. Killed at any moment, it goes
-on from the last finished epoch. The metrics are those of the last epoch, or of the best by the watched loss under
-early stop: the test chooses nothing.
+on from the last finished epoch, inside of a long one from a few minutes before. The metrics are those of the last
+epoch, or of the best by the watched loss under early stop: the test chooses nothing.
 
     train_run(folder, config=config, features=features, labels=labels, train=train, test=test, classes=classes, seed=0,
               split="1", provenance={"head": "mine", "digest": digest, "stores": features.stores, "versions": {}})
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,13 @@ from features.stream import Stream
 from heads.attention_maps import write_attention
 from heads.base import Head
 from heads.checkpoint import RESUME, RUN, load_head, read_run, save_head
+from heads.clip_labels import Actions
 from heads.config import BaseConfig, TrainConfig
-from heads.loop import Data, Loop, predict, seeded
+from heads.data import Data
+from heads.loop import CHECKPOINT_S, Loop, predict, seeded
 from heads.memory import keep_freed_memory
+from heads.parallel import ranks
+from heads.recompute import recompute
 from heads.results import measure, write_history, write_predictions
 
 Log = Callable[[str], None]
@@ -50,35 +55,54 @@ def train_run(
     split: str,
     provenance: Mapping[str, Any],
     factors: tuple[str, ...] = (),
+    actions: Sequence[Sequence[tuple[int, float, float]]] | None = None,
     device: str | torch.device = "cpu",
+    checkpoint_s: float = CHECKPOINT_S,
     log: Log = print,
 ) -> dict[str, Any]:
     """Train the head of `config` in `folder` and return its metrics.
 
-    `labels` stand beside `features.ids`: (V,) class numbers, or (V,C) of 0 and 1 where a video has several. `train` and
-    `test` are numbers of videos. `provenance` goes into run.json as it is; its `digest` is the recipe of the run.
+    `labels` stand beside `features.ids`: (V,) class numbers, or (V,C) of 0 and 1 where a video has several, and so do
+    `actions`: for each video (label, start, end) in seconds, where that is known. `train` and `test` are numbers of
+    videos. `provenance` goes into run.json as it is; its `digest` is the recipe of the run. Inside of an epoch the
+    state is kept every `checkpoint_s`. In a group of processes (`heads.parallel`) all call this, and the first writes.
     """
     asked = {"digest": provenance["digest"], "seed": seed, "split": split}
     done = read_run(folder)
     if done is not None and all(done.get(key) == value for key, value in asked.items()):
         return _metrics(folder)
-    device = torch.device(device)
+    device, own = torch.device(device), ranks()
+    if not own.first:
+        log = _silent
     data = _data(features, labels, train, test, classes, factors, log, config.align)
+    if actions is not None:
+        data = replace(data, actions=Actions.of(actions))
     if config.codes is not None and data.multi_label:
         raise UserError("codes are for classes of which a video has one", where=f"head {config.kind}", got="several")
     data = _on_device(data, device)
     if device.type == "cpu":
         keep_freed_memory()
-    make_folder(folder)
-    Disk.remove(folder / RUN)  # from here on the folder is no finished run
+    own.says(True)  # that the run is not finished, all have seen
+    if own.first:
+        make_folder(folder)
+        Disk.remove(folder / RUN)  # from here on the folder is no finished run
     began = time.perf_counter()
     with seeded(seed, device=device):
         head = heads.from_config(config, features.shapes, len(classes), classes=classes).to(device)
     if head.stands_in:
         head.keep_means(data.features.means(data.train))
-    history, epochs, best_epoch, seconds = _train(head, config, data, seed, device, folder, provenance["digest"], log)
+    history, epochs, best_epoch, seconds = [], 0, 0, 0.0
+    if head.fitted:
+        head.fit(_fit_batches(head, config, data, device))
+    else:
+        loop = _loop(head, config, data, seed, device, checkpoint_s)
+        loop.run(folder, provenance["digest"], log)
+        data = loop.data  # with the blocks that it went through
+        history, epochs, best_epoch, seconds = loop.history, len(loop.history), loop.best_epoch, loop.seconds
     predictions = predict(head, config, data, data.test, device)
     found = {**measure(predictions, data.classes, factors), "n_train": len(data.train)}
+    if not own.first:
+        return found
     save_head(folder, head, kind=config.kind, classes=classes)
     write_history(folder, history)
     write_predictions(folder, predictions, data.classes)
@@ -98,6 +122,7 @@ def train_run(
         "epochs": epochs,
         "best_epoch": best_epoch,
         "seconds": round(seconds or time.perf_counter() - began, 3),
+        **({"processes": own.count} if own.count > 1 else {}),
     }
     write_json(folder / RUN, run)
     Disk.remove(folder / RESUME)
@@ -129,17 +154,15 @@ def evaluate_run(
     return {**found, "n_train": _metrics(folder)["n_train"]}
 
 
-def _train(
-    head: Head, config: BaseConfig, data: Data, seed: int, device: torch.device, folder: Path, digest: str, log: Log
-) -> tuple[list[dict[str, float | None]], int, int, float]:
-    """Gradient steps, or one `fit`. Returns the history, the epochs, the best one and the seconds (0: not counted)."""
-    if head.fitted:
-        head.fit(_fit_batches(head, config, data, device))
-        return [], 0, 0, 0.0
+def _loop(head: Head, config: BaseConfig, data: Data, seed: int, device: torch.device, checkpoint_s: float) -> Loop:
     train: TrainConfig = getattr(config, "train")  # noqa: B009 - each head that is not fitted has it
-    loop = Loop(head=head, config=config, train=train, data=data, seed=seed, device=device)
-    loop.run(folder, digest, log)
-    return loop.history, len(loop.history), loop.best_epoch, loop.seconds
+    if train.recompute:
+        recompute(head)
+    return Loop(head=head, config=config, train=train, data=data, seed=seed, device=device, checkpoint_s=checkpoint_s)
+
+
+def _silent(_: str) -> None:
+    """The other processes leave speaking to the first."""
 
 
 def _fit_batches(

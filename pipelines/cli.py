@@ -42,14 +42,21 @@ def parser() -> argparse.ArgumentParser:
     _dataset(sub)
     sub.add_argument("--extractor", required=True, metavar="NAME")
     sub.add_argument("--split", metavar="K")
-    sub = add("train", "stage_two.train", "train and judge heads on cached features; resumes after the last epoch")
+    sub = add("train", "stage_two.train", "train and judge heads; resumes where it was stopped")
     _dataset(sub)
     sub.add_argument(
         "--head", action="append", required=True, metavar="NAME", help="of the config; several train side by side"
     )
     sub.add_argument("--split", metavar="K", help="default: the config's first")
     sub.add_argument("--seed", action="append", type=int, metavar="S", help="may be repeated; default: the config's")
-    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...; under torchrun cuda")
+    sub.add_argument(
+        "--checkpoint-minutes",
+        type=float,
+        default=10.0,
+        metavar="M",
+        help="inside of an epoch keep the state so often (default: %(default)g)",
+    )
     sub.add_argument(
         "--stream", action="store_true", help="read features block by block, also where they would fit in memory"
     )

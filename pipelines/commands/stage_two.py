@@ -11,6 +11,8 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,6 +40,15 @@ def train(args: Namespace) -> None:
 
     A training that fails does not stop the others; the error of the first is raised at the end.
     """
+    from heads.parallel import asked, group, here
+
+    with group(args.device) as device:
+        args.device, args.threads = str(device), max(1, args.threads // here())
+        _train(args, asked().first)
+
+
+def _train(args: Namespace, first: bool) -> None:
+    """What each process of torchrun does; the first one judges what needs no training, and writes."""
     plan = plans.of(args.dataset)
     runs = [plan.run(head, args.split or plan.config.splits[0]) for head in dict.fromkeys(args.head)]
     found: dict[str, dict[int, dict[str, Any]]] = {run.name: {} for run in runs}
@@ -47,8 +58,9 @@ def train(args: Namespace) -> None:
             print(f"framepool: {run.name} seed {seed}: {metrics}", file=sys.stderr, flush=True)
             errors.append(metrics)
             continue
-        _tell(run, seed, metrics, found[run.name], start)
-    for run in [r for r in runs if r.members]:
+        if first:
+            _tell(run, seed, metrics, found[run.name], start)
+    for run in [r for r in runs if r.members and first]:
         for seed in args.seed or run.seeds:
             _tell(run, seed, _fused(run, seed), found[run.name], start)
     if errors:
@@ -70,11 +82,12 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
 
     from features.stream import Stream
     from heads.memory import keep_freed_memory
+    from heads.parallel import here, ranks
     from heads.training import train_run
 
-    start, plan = time.monotonic(), runs[0].plan
+    start, plan, own = time.monotonic(), runs[0].plan, ranks()
     jobs = [(run, seed) for run in runs for seed in args.seed or run.seeds]
-    workers = min(args.threads, len(jobs)) if args.device == "cpu" else 1
+    workers = min(args.threads, len(jobs)) if args.device == "cpu" and own.count == 1 else 1
     if args.device == "cpu":
         keep_freed_memory()  # of a shard that was read for the next
     torch.set_num_threads(args.threads if workers == 1 else 1)  # before the first tensor: children inherit no threads
@@ -82,13 +95,15 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
     contents = {m: _summary(store)["contents"] for m, store in stores.items()}
     videos, train_set, test_set, labels = split_of(plan, runs[0].split)
     said = f"{len(train_set)} train, {len(test_set)} test videos, {len(videos.classes)} classes"
-    print(f"{', '.join(run.name for run in runs)}: {said}", flush=True)
-    features = _opened({m: s.folder for m, s in stores.items()}, [v.id for v in videos.videos], args.stream)
+    say = partial(print, flush=True) if own.first else _silent
+    together = f", {own.count} processes" if own.count > 1 else ""
+    say(f"{', '.join(run.name for run in runs)}: {said}{together}")
+    features = _opened({m: s.folder for m, s in stores.items()}, [v.id for v in videos.videos], args.stream, here())
     if isinstance(features, Stream):  # several trainings at once would read past each other
         workers = 1
         torch.set_num_threads(args.threads)
     where = "streamed from disk" if isinstance(features, Stream) else "in memory"
-    print(f"  features {where} after {time.monotonic() - start:.1f} s", flush=True)
+    say(f"  features {where} after {time.monotonic() - start:.1f} s")
 
     def work(job: tuple[Run, int]) -> dict[str, Any]:
         run, seed = job
@@ -116,23 +131,38 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
                 "streamed": isinstance(features, Stream),
                 "versions": versions(),
             },
-            log=lambda text: print(f"  {run.head} seed {seed}: {text}", flush=True),
+            checkpoint_s=60 * args.checkpoint_minutes,
+            log=lambda text: say(f"  {run.head} seed {seed}: {text}"),
         )
 
     yield from side_by_side(jobs, work, workers)
 
 
-def _opened(folders: Mapping[str, Path], ids: Sequence[str], stream: bool) -> Features | Stream:
-    """In memory where they fit there."""
+def _silent(_: str) -> None:
+    """The other processes leave speaking to the first."""
+
+
+def _opened(folders: Mapping[str, Path], ids: Sequence[str], stream: bool, processes: int = 1) -> Features | Stream:
+    """In memory where they fit there, once for each of the machine's `processes`; all processes decide alike."""
     from features.batches import Features, TooLarge
     from features.stream import Stream
+    from heads.parallel import ranks
 
-    if not stream:
+    own = ranks()
+    try:
+        if not stream and own.count > 1:
+            Features.check_memory(folders, ids, processes)
+    except TooLarge:
+        stream = True
+    if own.least(not stream):
         try:
             return Features.open(folders, ids)
         except TooLarge as error:
+            if own.count > 1:  # what the others have read by now
+                raise
             print(f"  {error.what}: streaming them, block by block", flush=True)
-    return Stream.open(folders, ids)
+    opened = Stream.open(folders, ids)
+    return replace(opened, block_bytes=own.least(opened.block_bytes // processes))
 
 
 def _fused(run: Run, seed: int) -> dict[str, Any]:

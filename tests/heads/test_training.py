@@ -20,8 +20,8 @@ from features.batches import Features
 from features.errors import DamagedStore, FramepoolError, UserError
 from heads.checkpoint import load_head, save_head
 from heads.config import BaseConfig, Sample
+from heads.data import Data, balanced_weights, hold_out
 from heads.kinds import AttentionClusterConfig, AverageConfig, RidgeConfig
-from heads.loop import Data, balanced_weights, hold_out
 from heads.training import evaluate_run, train_run
 from tests.heads.made import CLASSES, problem
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 from tests.workflow import world
@@ -44,3 +45,16 @@ def test_an_editor_s_file_beside_the_list_changes_nothing(copy: Path) -> None:
     (copy / "lists" / "notes.txt").write_text("mine")
     (copy / "videos" / "Jump" / "notes.txt").write_text("mine")
     assert world.planned(copy) == {}
+
+
+def test_two_processes_of_torchrun_make_the_same_run(copy: Path) -> None:
+    """`framepool train` under torchrun: the first process writes, once."""
+    (run,) = (copy / "work" / "tiny" / "runs").glob("average-*")
+    shutil.rmtree(run)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    train = ["-m", "pipelines", "train", "tiny", "--head", "average", "--threads", "2"]
+    printed = world.command(copy, [*torchrun, *train])
+    assert printed.count("epoch 2/2") == 1 and ", 2 processes" in printed
+    assert len((run / "seed0" / "history.csv").read_text().splitlines()) == 3
+    assert json.loads((run / "seed0" / "run.json").read_text())["processes"] == 2
+    assert "average" not in json.dumps(world.planned(copy)), "the workflow takes the run as it is"

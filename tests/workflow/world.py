@@ -97,6 +97,11 @@ def framepool(folder: Path, *arguments: str, code: int | None = 0) -> str:
     return _run([sys.executable, "-m", "pipelines", *arguments], folder, code)
 
 
+def command(folder: Path, command: list[str], code: int | None = 0) -> str:
+    """Run any command in `folder`; returns what it printed on both streams."""
+    return _run(command, folder, code)
+
+
 def _run(command: list[str], folder: Path, code: int | None) -> str:
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
     printed = done.stdout + done.stderr

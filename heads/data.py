@@ -1,0 +1,95 @@
+"""What a run trains and tests on: videos by number, their labels, which of them are held out, what each weighs.
+
+    data = Data(features=features, labels=labels, train=train, test=test, classes=classes)
+    videos, held_out = hold_out(data, 0.1, seed=0)
+
+Legend: V videos, B of a batch, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from features.batches import Features
+from features.errors import FramepoolError
+from features.stream import Stream
+from heads.clip_labels import Actions
+
+_NAMED_IDS: Final = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What a run trains and tests on: numbers of videos in `features`, and labels (V,) int64 or (V,C) bool."""
+
+    features: Features | Stream
+    labels: Tensor
+    train: Tensor  # (n,) int64
+    test: Tensor  # (m,) int64
+    classes: tuple[str, ...]
+    factors: tuple[str, ...] = ()
+    actions: Actions | None = None  # when labels hold, where that is known
+
+    @property
+    def multi_label(self) -> bool:
+        return self.labels.ndim == 2
+
+    @property
+    def primary(self) -> str:
+        """The metric that a run is judged by."""
+        return "map" if self.multi_label else "top1"
+
+    def targets(self, videos: Tensor) -> Tensor:
+        """(B,) -> (B,C) of 0 and 1."""
+        labels = self.labels[videos]
+        return labels.float() if self.multi_label else nn.functional.one_hot(labels, len(self.classes)).float()
+
+    def losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """(B,C), labels (B,) or (B,C) -> (B,): cross-entropy, or the mean binary one over classes."""
+        labels = labels.to(logits.device)
+        if self.multi_label:
+            return nn.functional.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(dim=1)
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def refuse_non_finite(bad: Tensor, ids: list[str], what: str) -> None:
+    """Stop where one of (B,) is set, naming the videos."""
+    if not bool(bad.any()):
+        return
+    names = [video for video, b in zip(ids, bad.tolist(), strict=True) if b]
+    more = f" and {len(names) - _NAMED_IDS} more" if len(names) > _NAMED_IDS else ""
+    fix = "look at these videos' features; if they are sound, lower the learning rate or set clip"
+    raise FramepoolError(
+        what, where=", ".join(names[:_NAMED_IDS]) + more, expected="a number", got="NaN or inf", fix=fix
+    )
+
+
+def mix(*numbers: int) -> int:
+    """One 63-bit seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def hold_out(data: Data, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """The training videos, and `share` of those of each class (of all, for several labels) held out of them."""
+    if not share:
+        return data.train, data.train[:0]
+    order = data.train[torch.randperm(len(data.train), generator=torch.Generator().manual_seed(mix(seed, 0, 2)))]
+    labels = torch.zeros(len(order), dtype=torch.long) if data.multi_label else data.labels[order]
+    held = torch.cat(
+        [group[: int(share * len(group))] for group in (order[labels == k] for k in range(int(labels.max()) + 1))]
+    )
+    return data.train[~torch.isin(data.train, held)], data.train[torch.isin(data.train, held)]
+
+
+def balanced_weights(data: Data, videos: Tensor) -> Tensor:
+    """(V,): n / (K * n_k) for class k with n_k of the n training videos; over these they have mean 1."""
+    if data.multi_label:
+        raise FramepoolError("balanced classes need one label a video", got="several", fix="set train.balanced: false")
+    counts = data.labels[videos].bincount(minlength=len(data.classes))
+    weights: Tensor = len(videos) / ((counts > 0).sum() * counts.clamp_min(1).float())
+    return weights[data.labels]

@@ -1,0 +1,297 @@
+"""How a step is made: in parts, with less memory, in several processes, stopped inside of an epoch; numbers stay."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import heads
+import heads.dropout
+from features.errors import UserError
+from heads.config import BaseConfig, Sample
+from heads.kinds import AttentionClusterConfig, AverageConfig, StackedLstmConfig, TsLstmConfig, TsnConfig
+from heads.loop import Loop, Step
+from heads.pace import Pace, duration
+from heads.parallel import Ranks, synchronise_norms
+from heads.recompute import blocks, recompute
+from tests.features.test_stream import data as streamed_data
+from tests.features.test_stream import stores  # noqa: F401 (a fixture)
+from tests.heads.made import SMALL_CNN, map_problem
+from tests.heads.test_training import bytes_of, data_of, go
+
+ROOT = Path(__file__).parents[2]
+TRAIN: dict[str, Any] = {"epochs": 3, "batch": 16, "lr": 1e-2}
+PLAIN: dict[str, BaseConfig] = {
+    "average": AverageConfig(features=("rgb",), dropout=0, train=TRAIN),
+    "cluster": AttentionClusterConfig(features=("rgb",), clusters=4, dropout=0, sample=Sample(train=4), train=TRAIN),
+    "lstm": StackedLstmConfig(features=("rgb",), hidden=8, dropout=0, between=0, train=TRAIN),
+    "ts_lstm": TsLstmConfig(features=("rgb",), hidden=9, train={**TRAIN, "clip": 1.0, "weight_decay": 1e-3}),
+}
+
+
+def changed(config: BaseConfig, **train: Any) -> BaseConfig:
+    return config.model_copy(update={"train": config.train.model_copy(update=train)})  # type: ignore[attr-defined]
+
+
+def losses(folder: Path) -> np.ndarray[Any, Any]:
+    """(epochs, 2): training and test losses."""
+    table = np.genfromtxt(folder / "history.csv", delimiter=",", names=True)
+    return np.stack([table["train_loss"], table["test_loss"]])
+
+
+@pytest.mark.parametrize("name", ["average", "cluster", "lstm"])
+def test_a_batch_in_parts_is_the_batch(name: str, tmp_path: Path) -> None:
+    go(tmp_path / "whole", PLAIN[name])
+    go(tmp_path / "parts", changed(PLAIN[name], accumulate=3))
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "whole"), rtol=1e-5)
+    assert bytes_of(tmp_path / "parts") != bytes_of(tmp_path / "whole"), "sums of another order"
+
+
+def test_batch_norms_see_parts(tmp_path: Path) -> None:
+    go(tmp_path / "whole", PLAIN["ts_lstm"])
+    go(tmp_path / "parts", changed(PLAIN["ts_lstm"], accumulate=2))
+    assert np.abs(losses(tmp_path / "parts") - losses(tmp_path / "whole")).max() > 1e-3
+
+
+def test_parts_of_a_wide_classifier_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its gradient lives in memory that the next part would write over."""
+    monkeypatch.setattr(heads.dropout, "_WIDE", 1)
+    layer = heads.dropout.DropoutLinear(40, 3, 0.5)
+    x, found = torch.randn(4, 40), []
+    torch.manual_seed(0)
+    for part in x.split(2):
+        layer.weight.grad = None
+        layer(part).square().sum().backward()
+        found.append(layer.weight.grad.clone())  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    layer.weight.grad = None
+    for part in x.split(2):
+        layer(part).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, found[0] + found[1])
+
+
+def test_accumulate_and_recompute_leave_old_recipes_alone() -> None:
+    old = AverageConfig(features=("rgb",)).recipe()
+    assert "clips" not in old and not {"accumulate", "clip_s", "recompute"} & old["train"].keys()
+    assert AverageConfig(features=("rgb",), train={"recompute": True}).recipe() == old
+    assert AverageConfig(features=("rgb",), train={"accumulate": 2}).recipe()["train"]["accumulate"] == 2
+
+
+TSN = TsnConfig(
+    features=("pixels",),
+    network=SMALL_CNN,
+    crop_px=32,
+    dropout=0.3,
+    sample={"train": 2, "test": 2},
+    train={"epochs": 2, "batch": 6, "lr": 0.02, "schedule": {"kind": "constant"}},
+)
+
+
+def tsn(folder: Path, **given: Any) -> dict[str, Any]:
+    config = given.pop("config", TSN)
+    own = {"train": range(18), "test": range(18, 24), "classes": ("red", "green", "blue")}
+    return go(folder, config, data=map_problem(), **(own | given))
+
+
+def test_blocks_computed_again_train_to_the_same_bytes(tmp_path: Path) -> None:
+    """Batch norms count once, and dropout is drawn once."""
+    options = {**SMALL_CNN["options"], "drop_path_rate": 0.2}  # type: ignore[dict-item]
+    config = TSN.model_copy(update={"network": TSN.network.model_copy(update={"options": options})})
+    tsn(tmp_path / "kept", config=config)
+    tsn(tmp_path / "again", config=changed(config, recompute=True))
+    assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "kept")
+
+
+def test_blocks_computed_again_keep_less() -> None:
+    kept = []
+    for again in (False, True):
+        head = heads.build("tsn", {"pixels": (64, 64, 3)}, 3, network={"name": "resnet18"}, crop_px=64)
+        if again:
+            recompute(head)
+        sizes = dict[int, int]()
+
+        def pack(x: torch.Tensor, sizes: dict[int, int] = sizes) -> torch.Tensor:
+            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        batch = {"pixels": torch.zeros(2, 2, 64, 64, 3, dtype=torch.uint8)}, {"pixels": torch.ones(2, 2).bool()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            head.train()(*batch)
+        kept.append(sum(sizes.values()))
+    assert kept[1] < 0.6 * kept[0]
+
+
+def test_what_is_a_block() -> None:
+    head = heads.build("tsn", {"pixels": (32, 32, 3)}, 3, network={"name": "resnet18"}, crop_px=32)
+    assert [type(b).__name__ for b in blocks(head)] == ["BasicBlock"] * 8
+    network = {"name": "mobilenetv2_100"}
+    head = heads.build("tsn", {"pixels": (32, 32, 3)}, 3, network=network, crop_px=32)
+    assert len(list(blocks(head))) == 17
+    with pytest.raises(UserError, match=r"no blocks to compute again: head Average; leave train\.recompute away"):
+        recompute(heads.build("average", {"rgb": (4,)}, 3))
+
+
+class Stop(Exception):
+    pass
+
+
+def stopping(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """A kill in the middle of step `at`, of all steps."""
+    step, count = Loop._step, 0
+
+    def counted(self: Loop, given: Step) -> tuple[float, int]:
+        nonlocal count
+        count += 1
+        if count == at:
+            raise Stop
+        return step(self, given)
+
+    monkeypatch.setattr(Loop, "_step", counted)
+
+
+@pytest.mark.parametrize("at", [2, 5, 6, 9])
+def test_resumed_inside_of_an_epoch_ends_in_the_same_bytes(
+    at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs of three steps with dropout, momentum and random rows; the state is kept after each step."""
+    config = changed(PLAIN["cluster"], clip=None, momentum=0.9).model_copy(update={"dropout": 0.5})
+    go(tmp_path / "whole", config)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stopping(patch, at)
+        go(tmp_path / "killed", config, checkpoint_s=0)
+    lines: list[str] = []
+    go(tmp_path / "killed", config, checkpoint_s=0, log=lines.append)
+    epoch, videos = (at - 1) // 3 + 1, (0, 14, 27)[(at - 1) % 3]
+    expected = f"in epoch {epoch}/3, after {videos} of 40 videos" if videos else f"after epoch {epoch - 1}/3"
+    assert lines[0] == f"goes on {expected}"
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", [2, 4, 5, 9])
+def test_streamed_training_resumes_inside_of_an_epoch(
+    at: int,
+    stores: dict[str, Path],  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In other blocks, had it not kept their size."""
+    config = AttentionClusterConfig(
+        features=("rgb", "flow"), clusters=2, sample=Sample(train=2), train={"epochs": 2, "batch": 3}
+    )  # type: ignore[arg-type]
+    go(tmp_path / "whole", config, **streamed_data(stores, 2.1))
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        stopping(patch, at)
+        go(tmp_path / "killed", config, checkpoint_s=0, **streamed_data(stores, 2.1))
+    lines: list[str] = []
+    go(tmp_path / "killed", config, checkpoint_s=0, log=lines.append, **streamed_data(stores, 1))
+    assert lines[0].startswith("goes on in epoch ")
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+
+
+def test_the_state_is_kept_no_more_often_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    monkeypatch.setattr("heads.loop.save_resume", lambda folder, state: saved.append(state["inside"]))
+    go(tmp_path, PLAIN["average"])
+    assert saved == [None] * 3
+
+
+PROCESSES = """
+import sys
+from pathlib import Path
+import torch
+from heads.parallel import group, ranks
+from tests.heads.test_steps import PLAIN, changed
+from tests.heads.test_training import go
+torch.set_num_threads(1)
+with group("cpu") as device:
+    for name, config in PLAIN.items():
+        if name != "ts_lstm":
+            found = go(Path(sys.argv[1]) / name, config, device=device)
+            assert (ranks().count, "top1" in found) == (2, True)
+    go(Path(sys.argv[1]) / "parts", changed(PLAIN["cluster"], accumulate=2), device=device)
+    go(Path(sys.argv[1]) / "norms", PLAIN["ts_lstm"], device=device)
+"""
+
+
+def torchrun(*arguments: str, cwd: Path = ROOT) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_two_processes_train_to_the_losses_of_one_with_twice_the_batch(tmp_path: Path) -> None:
+    """Each sees 8 of the 16 videos of a batch; random rows are the same."""
+    (tmp_path / "two.py").write_text(PROCESSES)
+    torchrun(str(tmp_path / "two.py"), str(tmp_path))
+    for name, config in PLAIN.items():
+        if name == "ts_lstm":
+            continue
+        go(tmp_path / "one" / name, config)
+        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "one" / name), rtol=1e-5)
+        scores = [np.load(tmp_path / part / name / "predictions.npz")["logits"] for part in (".", "one")]
+        np.testing.assert_allclose(scores[0], scores[1], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "cluster"), rtol=1e-5)
+    assert (tmp_path / "norms" / "run.json").exists(), "batch norms of parts, averaged from time to time"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+@pytest.mark.parametrize("n", [1, 2, 6, 20])
+def test_parts_are_equal_and_whole(n: int, count: int) -> None:
+    parts = [range(n)[Ranks(rank, count).part(n)] for rank in range(count)]
+    assert [k for part in parts for k in part] == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_batch_norms_that_learn_are_synchronised_and_frozen_ones_stay() -> None:
+    head = heads.build("tsn", {"pixels": (32, 32, 3)}, 3, network=SMALL_CNN, crop_px=32, partial_bn=True)
+    before = copy.deepcopy(head.state_dict())
+    synchronise_norms(head)
+    norms = [m for m in head.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert [isinstance(m, nn.SyncBatchNorm) for m in norms] == [True] + [False] * (len(norms) - 1)
+    assert [m.training for m in norms] == [True] + [False] * (len(norms) - 1)
+    after = head.state_dict()
+    assert list(after) == list(before) and all(torch.equal(after[key], before[key]) for key in before)
+    activated = heads.build("tsn", {"pixels": (32, 32, 3)}, 3, network={"name": "mobilenetv2_100"}, crop_px=32)
+    synchronise_norms(activated)
+    assert any(type(m).__name__ == "SyncBatchNormAct" for m in activated.modules()), "timm's own keep their activation"
+
+
+def test_bf16_steps_are_near(tmp_path: Path) -> None:
+    """The autocast that CUDA takes as well; the weights stay fp32."""
+    tsn(tmp_path / "fp32")
+    tsn(tmp_path / "bf16", config=changed(TSN, precision="bf16"))
+    one, other = losses(tmp_path / "fp32"), losses(tmp_path / "bf16")
+    assert 0 < np.abs(one - other).max() < 0.2
+
+
+def test_pace_tells_what_is_left() -> None:
+    now, lines = 0.0, list[str]()
+    pace = Pace(epochs=5, videos=1000, log=lines.append, clock=lambda: now)
+    pace.begin(epoch=2, done=0)
+    for now in (10.0, 31.0, 40.0, 62.0, 70.0):  # noqa: B007 (the clock reads it)
+        pace.step(100, 0.5)
+    assert lines == [
+        "in epoch 3/5: 200 of 1000 videos, loss 0.5, 6.45 videos/s, 2 min left of the epoch, 7 min of the training",
+        "in epoch 3/5: 400 of 1000 videos, loss 0.5, 6.45 videos/s, 93 s left of the epoch, 7 min of the training",
+    ]
+    assert pace.left(4, 200.0) == "" and pace.left(2, 200.0) == ", 5 min left" and pace.left(5, 9e9) == ""
+    assert [duration(s) for s in (5, 100, 7000, 200_000)] == ["5 s", "2 min", "1.9 h", "2.3 days"]
+
+
+def test_labels_without_times_cannot_be_cut() -> None:
+    config = AverageConfig(features=("rgb",), train={"clip_s": 2.0})
+    data = data_of([0, 1, 2])
+    head = heads.from_config(config, data.features.shapes, 3)
+    with pytest.raises(UserError, match=r"labels without times: head average: train\.clip_s; leave train\.clip_s away"):
+        Loop(head=head, config=config, train=config.train, data=data, seed=0, device=torch.device("cpu"))
