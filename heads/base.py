@@ -31,6 +31,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Head(nn.Module):
     """Base of all heads. `shapes` are the rows it reads, by modality; options come by name from its config."""
 
+    test_batch: ClassVar[int] = 128  # videos that are judged at once
     fitted: ClassVar[bool] = False  # computed by `fit` in one pass over the training videos; no gradient steps
 
     def __init__(self, shapes: Shapes, num_classes: int) -> None:
@@ -85,6 +86,12 @@ class Head(nn.Module):
             put = lacks & (only if self._align in (None, modality) else masks[self._align])  # (B,L)
             features[modality] = torch.where(put[..., None], self.get_buffer(_mean(modality)), features[modality])
             masks[modality] = mask | put
+        return features, masks
+
+    def augmented(
+        self, features: dict[str, Tensor], masks: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The batch as a training step sees it, this head and its teachers alike; random by torch's own generator."""
         return features, masks
 
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:

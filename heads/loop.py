@@ -32,12 +32,12 @@ from features.stream import Stream
 from heads.base import Head
 from heads.checkpoint import copy_of, load_resume, save_resume
 from heads.config import BaseConfig, TrainConfig
+from heads.distillation import Teacher
 from heads.optimise import epochs_without_gain, learning_rate, make_optimizer, set_rate
 from heads.results import Predictions, in_short
 
 History = list[dict[str, float | None]]
 _NAMED_IDS = 16
-_TEST_BATCH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def predict(head: Head, config: BaseConfig, data: Data, videos: Tensor, device: 
     select = {m: head.test_rows(config.rows(m).test) for m in head.shapes}
     found = torch.zeros(len(videos), len(data.classes))
     for rows, places, numbers in data.features.blocks(videos) if len(videos) else ():
-        for part in torch.split(torch.arange(len(places)), _TEST_BATCH):
+        for part in torch.split(torch.arange(len(places)), head.test_batch):
             logits = head(*rows.batch(numbers[part], select, device, config.align))
             found[places[part]] = logits.float().cpu()
     ids = [data.features.ids[k] for k in videos.tolist()]
@@ -124,6 +124,7 @@ class Loop:
     data: Data
     seed: int
     device: torch.device
+    teacher: Teacher | None = None
     history: History = field(default_factory=list)
     watched: list[float] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
@@ -198,8 +199,10 @@ class Loop:
 
     def _step(self, batch: Batch, videos: Tensor) -> tuple[float, int]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):
+            batch = self.head.augmented(*batch)
             logits = self.head(*batch).float()  # (B,C)
-        losses = self.data.losses(logits, videos)
+            taught = 0 if self.teacher is None else self.teacher.losses(logits, batch)
+        losses = self.data.losses(logits, videos) + taught
         loss = (losses * self.weights[videos].to(losses.device)).mean()
         value = float(loss.detach())
         if not np.isfinite(value):

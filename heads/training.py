@@ -27,8 +27,9 @@ from features.errors import DamagedStore, UserError
 from features.stream import Stream
 from heads.attention_maps import write_attention
 from heads.base import Head
-from heads.checkpoint import RESUME, RUN, load_head, read_run, save_head
+from heads.checkpoint import NETWORK, RESUME, RUN, begin_from, load_head, read_run, save_head
 from heads.config import BaseConfig, TrainConfig
+from heads.distillation import Teacher
 from heads.loop import Data, Loop, predict, seeded
 from heads.memory import keep_freed_memory
 from heads.results import measure, write_history, write_predictions
@@ -50,6 +51,8 @@ def train_run(
     split: str,
     provenance: Mapping[str, Any],
     factors: tuple[str, ...] = (),
+    start: Path | None = None,
+    teachers: Mapping[str, Path] | None = None,
     device: str | torch.device = "cpu",
     log: Log = print,
 ) -> dict[str, Any]:
@@ -57,6 +60,7 @@ def train_run(
 
     `labels` stand beside `features.ids`: (V,) class numbers, or (V,C) of 0 and 1 where a video has several. `train` and
     `test` are numbers of videos. `provenance` goes into run.json as it is; its `digest` is the recipe of the run.
+    `start` and `teachers` are the folders of the finished runs that `config` names.
     """
     asked = {"digest": provenance["digest"], "seed": seed, "split": split}
     done = read_run(folder)
@@ -73,10 +77,13 @@ def train_run(
     Disk.remove(folder / RUN)  # from here on the folder is no finished run
     began = time.perf_counter()
     with seeded(seed, device=device):
-        head = heads.from_config(config, features.shapes, len(classes), classes=classes).to(device)
+        head = _begun(config, start, features.shapes, classes).to(device)
     if head.stands_in:
         head.keep_means(data.features.means(data.train))
-    history, epochs, best_epoch, seconds = _train(head, config, data, seed, device, folder, provenance["digest"], log)
+    teacher = None if config.distil is None else Teacher.of(teachers or {}, config.distil, classes, device)
+    history, epochs, best_epoch, seconds = _train(
+        head, config, data, seed, device, folder, provenance["digest"], log, teacher
+    )
     predictions = predict(head, config, data, data.test, device)
     found = {**measure(predictions, data.classes, factors), "n_train": len(data.train)}
     save_head(folder, head, kind=config.kind, classes=classes)
@@ -129,15 +136,36 @@ def evaluate_run(
     return {**found, "n_train": _metrics(folder)["n_train"]}
 
 
+def _begun(
+    config: BaseConfig, start: Path | None, shapes: Mapping[str, tuple[int, ...]], classes: Sequence[str]
+) -> Head:
+    """The head of `config`, fresh or with the weights of the finished run in `start`."""
+    if config.start is None or start is None:
+        return heads.from_config(config, shapes, len(classes), classes=classes)
+    network = start / NETWORK
+    begun = config.with_network(str(network)) if network.exists() else config
+    head = heads.from_config(begun, shapes, len(classes), classes=classes)
+    begin_from(head, start, classes)
+    return head
+
+
 def _train(
-    head: Head, config: BaseConfig, data: Data, seed: int, device: torch.device, folder: Path, digest: str, log: Log
+    head: Head,
+    config: BaseConfig,
+    data: Data,
+    seed: int,
+    device: torch.device,
+    folder: Path,
+    digest: str,
+    log: Log,
+    teacher: Teacher | None,
 ) -> tuple[list[dict[str, float | None]], int, int, float]:
     """Gradient steps, or one `fit`. Returns the history, the epochs, the best one and the seconds (0: not counted)."""
     if head.fitted:
         head.fit(_fit_batches(head, config, data, device))
         return [], 0, 0, 0.0
     train: TrainConfig = getattr(config, "train")  # noqa: B009 - each head that is not fitted has it
-    loop = Loop(head=head, config=config, train=train, data=data, seed=seed, device=device)
+    loop = Loop(head=head, config=config, train=train, data=data, seed=seed, device=device, teacher=teacher)
     loop.run(folder, digest, log)
     return loop.history, len(loop.history), loop.best_epoch, loop.seconds
 

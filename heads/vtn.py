@@ -144,7 +144,10 @@ class Vtn(Head):
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
         """(B,L,D) a modality -> (B,C)."""
         rows, mask = at_most(*steps(features, masks, self.shapes), self.length)
-        rows = self.embed(rows)
+        return self.decoded(self.embed(rows), mask)
+
+    def decoded(self, rows: Tensor, mask: Tensor) -> Tensor:
+        """(B,L,E) embedded, (B,L) -> (B,C): what is left to do when another frame comes."""
         if self.positions is not None:
             rows = rows + self.positions.weight[: rows.shape[1]]
         keys = mask | ~mask.any(dim=1, keepdim=True)  # a softmax over nothing is no number
