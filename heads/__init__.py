@@ -55,12 +55,13 @@ def build(
 ) -> Head:
     """The head `name` for rows of `shapes` (modality: *D), with the defaults of its config.
 
-    An end-to-end head takes its CNN as `network`: an `extract.networks` network, or a mapping as in the YAML. The names
-    of the `classes` are needed with `codes`.
+    An end-to-end head takes its CNN as `network`: an `extract.networks` network, or a mapping as in the YAML; a head of
+    vectors has it as its `encoder`. The names of the `classes` are needed with `codes`.
     """
     if name not in HEADS:
         raise UserError("unknown head", got=name, fix=nearest(name, HEADS))
-    given = {} if network is None else {"network": network if isinstance(network, Mapping) else {"name": "given"}}
+    part = "network" if "network" in HEADS[name][1].model_fields else "encoder"
+    given = {} if network is None else {part: network if isinstance(network, Mapping) else {"name": "given"}}
     config = HEADS[name][1].parse({"features": list(shapes), **given, **options}, where=f"head {name}")
     built = None if network is None or isinstance(network, Mapping) else network
     return from_config(config, shapes, num_classes, network=built, classes=classes)
@@ -83,6 +84,12 @@ def from_config(
     own = {modality: tuple(shapes[modality]) for modality in config.features}
     needs = getattr(config, "network", None)
     extra = {} if needs is None else {"network": network if network is not None else needs}
+    encoder = None
+    if config.encoder is not None:
+        from heads.end_to_end import Encoder
+
+        encoder = Encoder(own, config.encoder, network)
+        own = dict.fromkeys(own, (encoder.dim,))
     codes = None if config.codes is None else label_codes(classes, config.codes, num_classes)
     outputs = num_classes if codes is None else codes.shape[1]
     head: Head = head_class(own, outputs, **config.options(), **extra)
@@ -90,6 +97,10 @@ def from_config(
         if head.fitted:
             raise UserError("no codes with a head that is not trained in steps", where=f"head {config.kind}")
         head.decode(codes)
+    if encoder is not None:
+        from heads.end_to_end import EndToEnd
+
+        head = EndToEnd(encoder, head)
     if config.missing == "mean":
         head.stand_in(config.align)
     return head

@@ -6,6 +6,7 @@ Legend: B videos, R rows of the batch, C channels, H W height and width of a map
 
     boxes = random_boxes(B, H, W, mirror=True, generator=generator)
     crops = resample(maps, boxes[video_of_row], size_px=224)    # (R,C,H,W) float -> (R,C,224,224)
+    crops = crop_rows(rows, boxes, size_px=224, flow=False)     # rows as they are stored: uint8, channels last
 """
 
 from __future__ import annotations
@@ -72,3 +73,20 @@ def resample(maps: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     theta[:, :, 2] = middle.flip(1)
     grid = nn.functional.affine_grid(theta, [len(maps), maps.shape[1], size_px, size_px], align_corners=False)
     return nn.functional.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def crop_rows(rows: Tensor, boxes: Tensor, size_px: int, *, flow: bool) -> Tensor:
+    """(R,*T,H,W,C) uint8 or float, (R,4) -> (R,*T,size,size,C) float32: the box of each row, alike in all its frames;
+    of mirrored `flow`, what moved right moves left."""
+    images = rows.reshape(len(rows), -1, *rows.shape[-3:]).permute(0, 1, 4, 2, 3).flatten(1, 2)  # (R,T*C,H,W)
+    images = resample(images.float(), boxes, size_px)
+    images = images.reshape(len(rows), -1, rows.shape[-1], size_px, size_px).permute(0, 1, 3, 4, 2)  # (R,T,H,W,C)
+    if flow:
+        images = turned(images, boxes[:, 1] > boxes[:, 3])
+    return images.reshape(len(rows), *rows.shape[1:-3], size_px, size_px, rows.shape[-1])
+
+
+def turned(flow: Tensor, mirrored: Tensor) -> Tensor:
+    """(R,...,2l) of 0 to 255, (R,) bool: x channels the other way round where the picture is mirrored."""
+    across = torch.arange(flow.shape[-1], device=flow.device) % 2 == 0
+    return torch.where(across & mirrored.view(-1, *[1] * (flow.ndim - 1)), 255 - flow, flow)

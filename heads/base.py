@@ -31,6 +31,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Head(nn.Module):
     """Base of all heads. `shapes` are the rows it reads, by modality; options come by name from its config."""
 
+    test_batch: ClassVar[int] = 128  # videos that are judged at once
     fitted: ClassVar[bool] = False  # computed by `fit` in one pass over the training videos; no gradient steps
 
     def __init__(self, shapes: Shapes, num_classes: int) -> None:
@@ -79,12 +80,18 @@ class Head(nn.Module):
         for modality in self._stood_in:
             mask = masks[modality]
             lacks = ~mask.any(dim=1, keepdim=True)  # (B,1)
-            if not bool(lacks.any()):
+            if surely(~lacks):
                 continue
             only = torch.arange(mask.shape[1], device=mask.device) == 0  # (L,)
             put = lacks & (only if self._align in (None, modality) else masks[self._align])  # (B,L)
             features[modality] = torch.where(put[..., None], self.get_buffer(_mean(modality)), features[modality])
             masks[modality] = mask | put
+        return features, masks
+
+    def augmented(
+        self, features: dict[str, Tensor], masks: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The batch as a training step sees it, this head and its teachers alike; random by torch's own generator."""
         return features, masks
 
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
@@ -144,7 +151,13 @@ def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
 
 def zero_padding(rows: Tensor, mask: Tensor) -> Tensor:
     """(B,L,D), (B,L) -> (B,L,D): padding set to zero, for 0 * inf would be NaN; no copy where there is none."""
-    return rows if bool(mask.all()) else rows.masked_fill(~mask[..., None], 0)
+    return rows if surely(mask) else rows.masked_fill(~mask[..., None], 0)
+
+
+def surely(condition: Tensor) -> bool:
+    """Whether `condition` holds all over a batch, so that work can be left out. Never in a graph that is exported: it
+    must serve batches that are not known yet. On the meta device, where sizes are counted, always."""
+    return not torch.compiler.is_compiling() and (condition.is_meta or bool(condition.all()))
 
 
 class OnMeans(Head):

@@ -45,8 +45,7 @@ def load_head(
             check_classes(path, notes.get("classes", []), classes)
         config: BaseConfig = heads.HEADS[run["kind"]][1].model_validate(run["config"])
         if (folder / NETWORK).exists():
-            network = getattr(config, "network").model_copy(update={"weights": str(folder / NETWORK)})  # noqa: B009
-            config = config.model_copy(update={"network": network})
+            config = config.with_network(str(folder / NETWORK))
         shapes = {modality: tuple(shape) for modality, shape in run["shapes"].items()}
         head = heads.from_config(config, shapes, len(run["classes"]), classes=run["classes"])
         fill(head, state, str(path))
@@ -55,6 +54,25 @@ def load_head(
             "run does not load", where=folder, got=error, fix="remove the run and train it again"
         ) from None
     return head.to(device).eval(), run
+
+
+def begin_from(head: Head, folder: Path, classes: Sequence[str]) -> None:
+    """Put the weights of the finished run in `folder` into `head`. Where it has another number of classes, what has a
+    row for each of them stays as it is. Refuses a run of another head."""
+    if read_run(folder) is None:
+        raise FramepoolError("no finished run here", where=folder, expected=RUN, fix="train it first")
+    path, own = folder / WEIGHTS, head.state_dict()
+    try:
+        state, notes = load_state(path)
+        old = len(notes.get("classes", []))
+        for key in state.keys() & own.keys():
+            new = tuple(own[key].shape)
+            if new[:1] == (len(classes),) and old != len(classes) and tuple(state[key].shape) == (old, *new[1:]):
+                state[key] = own[key]
+        fill(head, state, str(path))
+    except NetworkError as error:
+        fix = "begin with a run of a head of the same kind and options"
+        raise UserError("a run that this head cannot begin with", where=folder, got=error, fix=fix) from None
 
 
 def check_classes(path: Path, own: Sequence[str], given: Sequence[str]) -> None:

@@ -17,7 +17,9 @@ from features.recipe import Config
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 # what is no option of the head's own
-_COMMON: Final = frozenset({"kind", "features", "sample", "align", "missing", "codes", "clips", "train"})
+_COMMON: Final = frozenset(
+    {"kind", "features", "sample", "align", "missing", "codes", "clips", "encoder", "start", "distil", "train"}
+)
 EMPTY: Final = "none"  # the class that has no part
 _OPTIMIZER_OPTIONS: Final = {
     "momentum": ("sgd", "rmsprop"),
@@ -136,6 +138,51 @@ class Clips(Config):
     of: Literal["max", "mean"] = "max"
 
 
+class EncoderConfig(Config):
+    """A CNN that looks at every frame before the head does: the two are one model, trained end to end."""
+
+    name: str = Field(min_length=1)
+    library: Literal["timm", "torchvision"] = "timm"
+    reads: Literal["rgb", "rgbdiff", "stacked", "flow"] = Field(
+        "rgb",
+        description="what it sees of a clip: its frames; the differences of neighbours; both, one over the other; or, "
+        "of a tvl1 store, flow",
+    )
+    weights: str | None = Field(None, description="null: random; DEFAULT: the library's own; else a file")
+    options: dict[str, Any] = Field(default_factory=dict, description="passed to the library")
+    frames: PositiveInt = Field(16, description="of a clip, where rows are single frames: as many that follow another")
+    crop_px: PositiveInt | None = Field(None, description="side of the CNN's input; null: as its weights want it")
+    augment: Literal["none", "crop", "crop_flip"] = Field(
+        "crop_flip", description="TSN's multi-scale crop, and mirroring, alike in all frames of a clip"
+    )
+    of: Literal["logits", "softmax"] = Field("logits", description="what is averaged over the clips of a video")
+
+
+class Start(Config):
+    """A finished run whose weights a training begins with: that of the head `run`, of the same split, and of the same
+    seed where it has it; of another dataset its first split. Where its classes are others, the classifier is fresh."""
+
+    run: str
+    dataset: str | None = Field(None, description="the dataset whose head it is; null: this one")
+
+
+class Distil(Config):
+    """Knowledge distillation (Hinton et al., 2015) as in the authors' code of VTN (2019): to the loss comes ``weight *
+    temperature^2 * KL(teacher || student)``, both softened by the temperature."""
+
+    teacher: tuple[str, ...] | dict[str, PositiveFloat] = Field(
+        min_length=1,
+        description="heads of the config that read what this one reads; their mean logits, by weight",
+    )
+    temperature: PositiveFloat = 8.0
+    weight: PositiveFloat = 0.4
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each teacher, not yet scaled to a sum of 1."""
+        return dict(self.teacher) if isinstance(self.teacher, dict) else dict.fromkeys(self.teacher, 1.0)
+
+
 def _used(config: Config, value: dict[str, Any]) -> dict[str, Any]:
     """The dumped `value` of `config` without the options that are null by default and were left so, and those that
     change no number."""
@@ -175,6 +222,20 @@ class BaseConfig(Config):
         "the set of its parts (none: the empty one)",
     )
     clips: Clips | None = Field(None, description="how a video is tested; null: all its test rows in one go")
+    encoder: EncoderConfig | None = Field(
+        None,
+        description="a CNN before a head of vectors, whose rows are then frames or clips; `sample` counts clips: one "
+        "of them in training, all in testing unless it says otherwise",
+    )
+    start: Start | None = Field(None, description="fine-tuning: the run whose weights training begins with")
+    distil: Distil | None = Field(None, description="finished runs whose scores are learnt beside the labels")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sample_counts_clips(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("encoder") is not None and "sample" not in value:
+            return {**value, "sample": {"train": 1}}
+        return value
 
     @field_validator("sample", mode="before")
     @classmethod
@@ -199,6 +260,25 @@ class BaseConfig(Config):
                     f"a value for each of {', '.join(self.features)}, not for {', '.join(given) or 'none'}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _end_to_end(self) -> Self:
+        fields = type(self).model_fields
+        for option in ("encoder", "start", "distil"):
+            if getattr(self, option) is not None and "train" not in fields:
+                raise ValueError(f"no {option} with {self.kind}, which is not trained in steps")
+        if self.encoder is not None and "network" in fields:
+            raise ValueError(f"no encoder with {self.kind}, which has its network")
+        if self.distil is not None and "network" in fields:
+            raise ValueError(f"no distil with {self.kind}: its crops are its own, and a teacher must see them")
+        if self.encoder is not None and len(self.features) > 1:
+            raise ValueError(f"one store of frames or clips with an encoder, not {', '.join(self.features)}")
+        return self
+
+    def with_network(self, weights: str) -> Self:
+        """The same config with the weights of its CNN in this file."""
+        part = "encoder" if self.encoder is not None else "network"
+        return self.model_copy(update={part: getattr(self, part).model_copy(update={"weights": weights})})
 
     def recipe(self) -> dict[str, Any]:
         """Without options that are null and unused, so that one that comes later leaves digests as they are."""

@@ -220,7 +220,7 @@ class NetworkConfig(Config):
 
     @model_validator(mode="after")
     def _ours_read_one_thing(self) -> Self:
-        own = "rgb" if self.name == "flash_cnn" else "logmel"
+        own = "rgb" if self.name in ("flash_cnn", "r3d34") else "logmel"
         if self.library == "framepool" and self.reads != own:
             raise ValueError(f"reads: {own} with framepool's {self.name}, not {self.reads}")
         return self

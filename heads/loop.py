@@ -38,13 +38,13 @@ from heads.checkpoint import copy_of, load_resume, save_resume
 from heads.clips import in_clips
 from heads.config import BaseConfig, TrainConfig
 from heads.data import Data, balanced_weights, hold_out, mix, refuse_non_finite
+from heads.distillation import Teacher
 from heads.optimise import epochs_without_gain, learning_rate, make_optimizer, set_rate
 from heads.pace import Pace
 from heads.parallel import ranks, spread, sum_of
 from heads.results import Predictions, in_short
 
 History = list[dict[str, float | None]]
-_TEST_BATCH = 128
 CHECKPOINT_S = 600.0
 
 
@@ -56,8 +56,8 @@ def predict(head: Head, config: BaseConfig, data: Data, videos: Tensor, device: 
     select = {m: head.test_rows(config.rows(m).test) for m in head.shapes}
     found = torch.zeros(len(videos), len(data.classes))
     mine = torch.arange(len(videos))[own.part(len(videos))]
-    for rows, places, numbers in data.features.blocks(videos[mine], batch=_TEST_BATCH) if len(mine) else ():
-        for part in torch.split(torch.arange(len(places)), _TEST_BATCH):
+    for rows, places, numbers in data.features.blocks(videos[mine], batch=head.test_batch) if len(mine) else ():
+        for part in torch.split(torch.arange(len(places)), head.test_batch):
             logits = scores(*rows.batch(numbers[part], select, device, config.align))
             found[mine[places[part]]] = logits.float().cpu()
     found = sum_of(found, own)
@@ -109,6 +109,7 @@ class Loop:
     seed: int
     device: torch.device
     checkpoint_s: float = CHECKPOINT_S
+    teacher: Teacher | None = None
     history: History = field(default_factory=list)
     watched: list[float] = field(default_factory=list)
     best: dict[str, Tensor] | None = None
@@ -264,10 +265,12 @@ class Loop:
             features, masks = ({m: x[own] for m, x in found.items()} for found in step.batch)
             videos, labels = videos[own], labels[own]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):
+            features, masks = self.head.augmented(features, masks)
             logits = self.module(features, masks).float()  # (B,C)
+            taught = 0 if self.teacher is None else self.teacher.losses(logits, (features, masks))
         if not logits.requires_grad:  # no video of the part has a row
             logits = logits + sum(p.sum() for p in self.head.parameters() if p.requires_grad) * 0
-        losses = self.data.losses(logits, labels)
+        losses = self.data.losses(logits, labels) + taught
         loss = (losses * self.weights[videos].to(losses.device)).mean()
         value = float(loss.detach())
         if not np.isfinite(value):
@@ -335,9 +338,9 @@ class Loop:
         self.history, self.watched, self.best, self.seconds = (
             state[k] for k in ("history", "watched", "best", "seconds")
         )
-        if isinstance(self.data.features, Stream) and state["block_bytes"]:  # other blocks would be other batches
+        if isinstance(self.data.features, Stream) and state.get("block_bytes"):  # other blocks would be other batches
             self.data = replace(self.data, features=replace(self.data.features, block_bytes=state["block_bytes"]))
-        inside: dict[str, Any] | None = state["inside"]
+        inside: dict[str, Any] | None = state.get("inside")
         if inside is None:
             log(f"goes on after epoch {len(self.history)}/{self.train.epochs}")
         else:

@@ -28,10 +28,11 @@ from features.errors import DamagedStore, UserError
 from features.stream import Stream
 from heads.attention_maps import write_attention
 from heads.base import Head
-from heads.checkpoint import RESUME, RUN, load_head, read_run, save_head
+from heads.checkpoint import NETWORK, RESUME, RUN, begin_from, load_head, read_run, save_head
 from heads.clip_labels import Actions
 from heads.config import BaseConfig, TrainConfig
 from heads.data import Data
+from heads.distillation import Teacher
 from heads.loop import CHECKPOINT_S, Loop, predict, seeded
 from heads.memory import keep_freed_memory
 from heads.parallel import ranks
@@ -56,6 +57,8 @@ def train_run(
     provenance: Mapping[str, Any],
     factors: tuple[str, ...] = (),
     actions: Sequence[Sequence[tuple[int, float, float]]] | None = None,
+    start: Path | None = None,
+    teachers: Mapping[str, Path] | None = None,
     device: str | torch.device = "cpu",
     checkpoint_s: float = CHECKPOINT_S,
     log: Log = print,
@@ -66,6 +69,7 @@ def train_run(
     `actions`: for each video (label, start, end) in seconds, where that is known. `train` and `test` are numbers of
     videos. `provenance` goes into run.json as it is; its `digest` is the recipe of the run. Inside of an epoch the
     state is kept every `checkpoint_s`. In a group of processes (`heads.parallel`) all call this, and the first writes.
+    `start` and `teachers` are the folders of the finished runs that `config` names.
     """
     asked = {"digest": provenance["digest"], "seed": seed, "split": split}
     done = read_run(folder)
@@ -88,14 +92,15 @@ def train_run(
         Disk.remove(folder / RUN)  # from here on the folder is no finished run
     began = time.perf_counter()
     with seeded(seed, device=device):
-        head = heads.from_config(config, features.shapes, len(classes), classes=classes).to(device)
+        head = _begun(config, start, features.shapes, classes).to(device)
     if head.stands_in:
         head.keep_means(data.features.means(data.train))
     history, epochs, best_epoch, seconds = [], 0, 0, 0.0
     if head.fitted:
         head.fit(_fit_batches(head, config, data, device))
     else:
-        loop = _loop(head, config, data, seed, device, checkpoint_s)
+        teacher = None if config.distil is None else Teacher.of(teachers or {}, config.distil, classes, device)
+        loop = _loop(head, config, data, seed, device, checkpoint_s, teacher)
         loop.run(folder, provenance["digest"], log)
         data = loop.data  # with the blocks that it went through
         history, epochs, best_epoch, seconds = loop.history, len(loop.history), loop.best_epoch, loop.seconds
@@ -154,11 +159,41 @@ def evaluate_run(
     return {**found, "n_train": _metrics(folder)["n_train"]}
 
 
-def _loop(head: Head, config: BaseConfig, data: Data, seed: int, device: torch.device, checkpoint_s: float) -> Loop:
+def _begun(
+    config: BaseConfig, start: Path | None, shapes: Mapping[str, tuple[int, ...]], classes: Sequence[str]
+) -> Head:
+    """The head of `config`, fresh or with the weights of the finished run in `start`."""
+    if config.start is None or start is None:
+        return heads.from_config(config, shapes, len(classes), classes=classes)
+    network = start / NETWORK
+    begun = config.with_network(str(network)) if network.exists() else config
+    head = heads.from_config(begun, shapes, len(classes), classes=classes)
+    begin_from(head, start, classes)
+    return head
+
+
+def _loop(
+    head: Head,
+    config: BaseConfig,
+    data: Data,
+    seed: int,
+    device: torch.device,
+    checkpoint_s: float,
+    teacher: Teacher | None,
+) -> Loop:
     train: TrainConfig = getattr(config, "train")  # noqa: B009 - each head that is not fitted has it
     if train.recompute:
         recompute(head)
-    return Loop(head=head, config=config, train=train, data=data, seed=seed, device=device, checkpoint_s=checkpoint_s)
+    return Loop(
+        head=head,
+        config=config,
+        train=train,
+        data=data,
+        seed=seed,
+        device=device,
+        checkpoint_s=checkpoint_s,
+        teacher=teacher,
+    )
 
 
 def _silent(_: str) -> None:

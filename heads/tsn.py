@@ -25,7 +25,7 @@ from extract.networks import FromRows, Network, NetworkError, Reads, channels, s
 from extract.networks import build as build_network
 from features.batches import Select, all_rows, segment_rows
 from features.errors import UserError
-from heads.augment import MOTION_SCALES, SCALES, centre_box, random_boxes, resample
+from heads.augment import MOTION_SCALES, SCALES, centre_box, crop_rows, random_boxes
 from heads.base import Head, Shapes
 from heads.kinds import NetworkConfig
 
@@ -131,22 +131,11 @@ class Tsn(Head):
         still = not self.training or self.augment == "none"
         if self.reads == "logmel" or (still and self.height_px == self.width_px == side_px):
             return maps
-        images = maps.reshape(len(maps), -1, *maps.shape[-3:]).permute(0, 1, 4, 2, 3).flatten(1, 2)  # (R,T*C,H,W)
-        images = resample(images.float(), boxes, side_px)
-        images = images.reshape(len(maps), -1, maps.shape[-1], side_px, side_px).permute(0, 1, 3, 4, 2)  # (R,T,H,W,C)
-        if self.reads == "flow":
-            images = turned(images, boxes[:, 1] > boxes[:, 3])
-        return images.reshape(len(maps), *maps.shape[1:-3], side_px, side_px, maps.shape[-1])
+        return crop_rows(maps, boxes, side_px, flow=self.reads == "flow")
 
     def extra_files(self) -> dict[str, bytes]:
         """The CNN alone, with the input that it was trained for."""
         return {"network.safetensors": save_network(self.network)}
-
-
-def turned(flow: Tensor, mirrored: Tensor) -> Tensor:
-    """(R,...,2l) of 0 to 255, (R,) bool: x channels the other way round where the picture is mirrored."""
-    across = torch.arange(flow.shape[-1], device=flow.device) % 2 == 0
-    return torch.where(mirrored.view(-1, *[1] * (flow.ndim - 1)) & across, 255 - flow, flow)
 
 
 def _one_map(shapes: Shapes) -> tuple[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from extract.config import ExtractorConfig, FromRun, Networked
 from features.errors import UserError, nearest
 from features.recipe import Config, file_sha256
 from features.videolist.config import VideoSource
+from heads.config import BaseConfig
 from heads.kinds import FusionConfig, HeadConfig, TsnConfig
 from pipelines.datasets.flash import FlashDigits, NoisyDigits
 from pipelines.sweeps import Sweep, expanded
@@ -66,13 +67,15 @@ class Dataset(Config):
                     raise ValueError(f"an extractor's name in heads.{name}.features, not {modality!r}")
                 if not self.extractors[modality].store:
                     raise ValueError(f"a stored extractor in heads.{name}.features; {modality} has store: false")
-            if isinstance(head, TsnConfig):
-                self._maps_fit(name, head)
             if isinstance(head, FusionConfig):
                 self._members_fit(name, head)
+                continue
+            if isinstance(head, TsnConfig) or head.encoder is not None:
+                self._maps_fit(name, head)
+            self._runs_fit(name, head)
         for name, extractor in self.extractors.items():
             run = trainer(extractor)
-            if run is not None and not isinstance(self.heads.get(run), TsnConfig):
+            if run is not None and not (run in self.heads and has_network(self.heads[run])):
                 raise ValueError(f"the name of a tsn head in extractors.{name}.network.weights.run, not {run!r}")
             if extractor.source is None and (extractor.kind == "frames") != self.generated:
                 expected = f"kind: frames or a source in extractors.{name}, as these videos are never on disk"
@@ -81,15 +84,39 @@ class Dataset(Config):
             self._source_fits(name, extractor)
         for name in self.extractors:
             self._no_circle(name, ())
+        for name in self.heads:
+            self._no_waiting(name, ())
         return self
 
-    def _maps_fit(self, name: str, head: TsnConfig) -> None:
-        kind = self.extractors[head.features[0]].kind
-        pictures = ("rgb", "rgbdiff")
+    def _maps_fit(self, name: str, head: BaseConfig) -> None:
+        kind, part = self.extractors[head.features[0]].kind, "network" if head.encoder is None else "encoder"
+        pictures = ("rgb", "rgbdiff") if head.encoder is None else ("rgb", "rgbdiff", "stacked")
         fitting = {"pixels": pictures, "frames": pictures, "tvl1": ("flow",), "logmel": ("logmel",)}.get(kind, ())
-        if fitting and head.network.reads not in fitting:
-            expected = f"network.reads: {' or '.join(fitting)} in heads.{name}"
+        if head.encoder is not None and kind not in ("pixels", "frames", "tvl1"):
+            raise ValueError(f"a pixels, frames or tvl1 extractor in heads.{name}.features, as it has an encoder")
+        if fitting and getattr(head, part).reads not in fitting:
+            expected = f"{part}.reads: {' or '.join(fitting)} in heads.{name}"
             raise ValueError(f"{expected}, as {head.features[0]} is {kind}")
+
+    def _runs_fit(self, name: str, head: BaseConfig) -> None:
+        for teacher in head.distil.weights if head.distil is not None else ():
+            own = self.heads.get(teacher)
+            if not isinstance(own, BaseConfig):
+                raise ValueError(f"names of heads that are trained in heads.{name}.distil.teacher, not {teacher!r}")
+            if own.features != head.features:
+                reads = f"which reads {', '.join(own.features)} and not {', '.join(head.features)}"
+                raise ValueError(f"teachers that see what heads.{name} sees, not {teacher!r}, {reads}")
+            if getattr(own.encoder, "frames", None) != getattr(head.encoder, "frames", None):
+                raise ValueError(f"teachers with an encoder of as many frames as that of heads.{name}, not {teacher!r}")
+        start = head.start
+        if start is not None and start.dataset is None and not isinstance(self.heads.get(start.run), BaseConfig):
+            raise ValueError(f"the name of a head that is trained in heads.{name}.start.run, not {start.run!r}")
+
+    def _no_waiting(self, head: str, above: tuple[str, ...]) -> None:
+        if head in above:
+            raise ValueError(f"heads that do not wait for each other, not {' <- '.join((*above, head))}")
+        for other in waits_for(self.heads[head]):
+            self._no_waiting(other, (*above, head))
 
     def _members_fit(self, name: str, head: FusionConfig) -> None:
         for member in head.weights:
@@ -110,8 +137,23 @@ class Dataset(Config):
             raise ValueError(f"extractors that do not wait for each other, not {' <- '.join((*above, extractor))}")
         config = self.extractors[extractor]
         run = trainer(config)
-        for other in (*(self.heads[run].features if run else ()), *([config.source] if config.source else ())):
+        heads = (run, *waits_for(self.heads[run])) if run else ()
+        sources = [config.source] if config.source else []
+        for other in (*(feature for head in heads for feature in self.heads[head].features), *sources):
             self._no_circle(other, (*above, extractor))
+
+
+def has_network(head: HeadConfig) -> bool:
+    """Whether a run of the head leaves a CNN that an extractor can take."""
+    return isinstance(head, TsnConfig) or (isinstance(head, BaseConfig) and head.encoder is not None)
+
+
+def waits_for(head: HeadConfig) -> tuple[str, ...]:
+    """The heads of the same dataset whose runs one of `head` needs: what it fuses, begins with, learns from."""
+    if isinstance(head, FusionConfig):
+        return tuple(head.weights)
+    first = [head.start.run] if head.start is not None and head.start.dataset is None else []
+    return (*first, *(head.distil.weights if head.distil is not None else ()))
 
 
 def from_run(extractor: Any) -> FromRun | None:
@@ -126,13 +168,13 @@ def trainer(extractor: Any) -> str | None:
     return run.run if run is not None and run.dataset is None else None
 
 
-def weights_digest(weights: FromRun | Path | str, where: str) -> str:
+def weights_digest(weights: FromRun | Path | str, where: str, part: str = "network") -> str:
     """What of given weights goes into a recipe: the file's sha256, or DEFAULT. Raises `UserError` without the file."""
     if isinstance(weights, FromRun) or weights == "DEFAULT":
         return "DEFAULT"
     path = Path(weights)
     if not path.is_file():
-        raise UserError("weights are not there", where=f"{where}.network.weights", expected="a file", got=path)
+        raise UserError("weights are not there", where=f"{where}.{part}.weights", expected="a file", got=path)
     return file_sha256(path)
 
 

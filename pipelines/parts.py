@@ -160,6 +160,23 @@ class Run:
         names = config.weights if isinstance(config, FusionConfig) else {}
         return {name: self.plan.run(name, self.split) for name in names}
 
+    @property
+    def start(self) -> Run | None:
+        """The run whose weights the training begins with."""
+        return self.plan.start(self.plan.config.heads[self.head], self.split)
+
+    @property
+    def teachers(self) -> dict[str, Run]:
+        """The runs that it learns from beside the labels."""
+        distil = getattr(self.plan.config.heads[self.head], "distil", None)
+        return {name: self.plan.run(name, self.split) for name in (distil.weights if distil else ())}
+
+    @property
+    def waits_for(self) -> list[Run]:
+        """The runs that must be finished first."""
+        start = self.start
+        return [*self.members.values(), *self.teachers.values(), *([start] if start is not None else [])]
+
     def seed_folder(self, seed: int) -> Path:
         """Where the run of a seed is; of the only one where there is no other."""
         return self.folder / f"seed{seed if seed in self.seeds else self.seeds[0]}"
@@ -170,4 +187,4 @@ class Run:
         stores = self.stores.values()
         shards = range(self.plan.shard_count)
         rows = [p for s in stores if s.config.temporary for shard in shards for p in s.files(shard)]
-        return [*(s.summary for s in stores), *rows, *(run.summary for run in self.members.values())]
+        return [*(s.summary for s in stores), *rows, *(run.summary for run in self.waits_for)]

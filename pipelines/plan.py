@@ -21,8 +21,8 @@ from features import videolist
 from features.errors import UserError, nearest
 from features.recipe import digest
 from features.videolist import Video, VideoList
-from heads.kinds import NUMERICS, FusionConfig, TsnConfig
-from pipelines.config import Dataset, Rendered, config_path, from_run, load, weights_digest
+from heads.kinds import NUMERICS, HeadConfig
+from pipelines.config import Dataset, Rendered, config_path, from_run, has_network, load, waits_for, weights_digest
 from pipelines.datasets import demo, flash
 from pipelines.parts import Run, Store
 
@@ -159,7 +159,7 @@ class Plan:
             return self.run(weights.run, split or self.config.splits[0])
         other = of(weights.dataset)
         run = other.run(weights.run, other.config.splits[0])
-        if not isinstance(other.config.heads[run.head], TsnConfig):
+        if not has_network(other.config.heads[run.head]):
             raise UserError("weights of a head without a network", where=config_path(other.dataset), got=run.head)
         return run
 
@@ -169,7 +169,8 @@ class Plan:
         found: dict[str, Plan] = {}
         todo = [self]
         for plan in todo:
-            runs = (from_run(extractor) for extractor in plan.config.extractors.values())
+            starts = (getattr(head, "start", None) for head in plan.config.heads.values())
+            runs = (*(from_run(extractor) for extractor in plan.config.extractors.values()), *starts)
             for name in sorted({run.dataset for run in runs if run is not None and run.dataset is not None}):
                 if name == self.dataset:
                     got = f"{plan.dataset} takes weights of {name}"
@@ -195,11 +196,26 @@ class Plan:
             "train": self._trained_on(split),
             "split": split,
         }
-        if isinstance(config, FusionConfig):
-            value["runs"] = {name: self.run(name, split).digest for name in config.weights}
-        if isinstance(config, TsnConfig) and config.network.weights is not None:
-            value["weights"] = weights_digest(config.network.weights, self._place("heads", head))
+        if waits_for(config):
+            value["runs"] = {name: self.run(name, split).digest for name in waits_for(config)}
+        start = self.start(config, split)
+        if start is not None and start.plan is not self:
+            value["start"] = start.digest
+        cnn = getattr(config, "encoder", None) or getattr(config, "network", None)
+        if cnn is not None and cnn.weights is not None:
+            part = "encoder" if getattr(config, "encoder", None) else "network"
+            value["weights"] = weights_digest(cnn.weights, self._place("heads", head), part)
         return Run(self, head, split, value)
+
+    def start(self, head: HeadConfig, split: str) -> Run | None:
+        """The run whose weights the training of a head on a split begins with."""
+        start = getattr(head, "start", None)
+        if start is None:
+            return None
+        if start.dataset is None:
+            return self.run(start.run, split)
+        other = of(start.dataset)
+        return other.run(start.run, other.config.splits[0])
 
     @lru_cache  # noqa: B019
     def _trained_on(self, split: str) -> str:

@@ -1,4 +1,4 @@
-"""Any timm or torchvision classifier, 2D or 3D, and our own audio networks, by name, as a trunk and a classifier.
+"""Any timm or torchvision classifier, 2D or 3D, and our own networks, by name, as a trunk and a classifier.
 
     network = build("mobilenetv2_100", weights="mobilenetv2.safetensors", options={"pad_type": "same"})
     network.trunk(images)                            # (B, C, H, W) float, normalised -> (B, D) pooled features
@@ -8,8 +8,9 @@ Shapes: B images or clips, C channels, T frames, D features, K classes, F the ax
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from extract.networks.libraries import Library, make, own_channels, own_reads, s
 from extract.networks.rows import Reads
 from extract.networks.spec import InputSpec
 from extract.networks.weights import NetworkError, across_channels, fill, load_state, save_state, state_sha256
+
+Spread = Callable[[Mapping[str, torch.Tensor], nn.Module], dict[str, torch.Tensor]]  # `across_channels`
 
 
 class Network(nn.Module):
@@ -93,14 +96,15 @@ def build(
         raise NetworkError(f"{name}: pool: false gives the map of a layer: name one with `layer`")
     state, notes = load_state(weights) if isinstance(weights, Path) else ({}, {})
     found = own_reads(name, library) or reads or notes.get("input", {}).get("reads", "rgb")
-    in_chans = in_chans or notes.get("in_chans") or (1 if found == "logmel" else own_channels(library))
+    in_chans = in_chans or notes.get("in_chans") or (1 if found == "logmel" else own_channels(name, library))
     asked = {"name": name, "library": library, "in_chans": in_chans, "options": dict(options or {})}
     ours = {key: notes[key] for key in asked if key in notes}
     _same(ours, asked, weights)
-    whole, spec = _made(asked, weights)
+    spread = partial(across_channels, colours_first=found == "stacked")
+    whole, spec = _made(asked, weights, spread)
     fresh: tuple[str, ...] = ()
     if isinstance(weights, Path) and not ours:
-        fresh = _filled(whole, state, str(weights))
+        fresh = _filled(whole, state, str(weights), spread)
     trunk, classifier, feature_dim = split(whole, library)
     if "input" in notes:
         spec = InputSpec.of(notes["input"])
@@ -108,7 +112,7 @@ def build(
     if ours:
         k = notes["num_classes"]
         network.classifier = nn.Linear(notes.get("feature_dim", feature_dim), k) if k else nn.Identity()
-        fill(network, across_channels(state, network), str(weights))
+        fill(network, spread(state, network), str(weights))
     network.fresh = tuple(f"trunk.{key}" for key in fresh)
     network.weights_sha256 = state_sha256(network.state_dict()) if weights is not None else ""
     if layer is not None:
@@ -152,21 +156,21 @@ def _same(ours: Mapping[str, Any], asked: Mapping[str, Any], weights: Path | str
             )
 
 
-def _made(asked: Mapping[str, Any], weights: Path | str | None) -> tuple[nn.Module, InputSpec]:
+def _made(asked: Mapping[str, Any], weights: Path | str | None, spread: Spread) -> tuple[nn.Module, InputSpec]:
     """The library's network; libraries adapt their own weights by other rules than `across_channels`."""
     name, library, in_chans, options = asked.values()
-    if weights != "DEFAULT" or in_chans == own_channels(library):
+    if weights != "DEFAULT" or in_chans == own_channels(name, library):
         return make(name, library, weights == "DEFAULT", in_chans, options)
-    state = make(name, library, True, own_channels(library), options)[0].state_dict()
+    state = make(name, library, True, own_channels(name, library), options)[0].state_dict()
     whole, spec = make(name, library, False, in_chans, options)
-    fill(whole, across_channels(state, whole), f"DEFAULT of {name}")
+    fill(whole, spread(state, whole), f"DEFAULT of {name}")
     return whole, spec
 
 
-def _filled(whole: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> tuple[str, ...]:
+def _filled(whole: nn.Module, state: Mapping[str, torch.Tensor], where: str, spread: Spread) -> tuple[str, ...]:
     """Fill `whole`; the keys that stay random are those that a network of ours does not take from a public one."""
     own = whole.state_dict()
     fresh: tuple[str, ...]
     taken, fresh = whole.adopt(state) if hasattr(whole, "adopt") else (state, ())  # type: ignore[operator]
-    fill(whole, {**{key: own[key] for key in fresh}, **across_channels(taken, whole)}, where)
+    fill(whole, {**{key: own[key] for key in fresh}, **spread(taken, whole)}, where)
     return fresh

@@ -4,9 +4,11 @@
     rgb        uint8 (H, W, 3), or clip (T, H, W, 3)    (3, H, W), (3, T, H, W): (x / 255 - mean) / std
     flow       uint8 (H, W, 2 l): x1, y1, x2, y2, ...   (2 l, H, W): (x - 128) / 255 / mean of std
     rgbdiff    uint8 (l + 1, H, W, 3)                   (3 l, H, W): differences of frames / 255 / std
+    stacked    uint8 (2, H, W, 3)                       (6, H, W): the second frame as rgb, and its difference
     logmel     float (96, 64)                           (1, 96, 64) as it is
 
-The readings are those of Temporal Segment Networks (ECCV 2016), whose flow of no motion is 128.
+The readings are those of Temporal Segment Networks (ECCV 2016), whose flow of no motion is 128; `stacked` is of "Video
+Transformer Network" (Kozlov et al., 2019), Table 1.
 
     FromRows("flow", mean, std)(maps)                # (B, H, W, 10) -> (B, 10, H, W)
 """
@@ -18,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Reads = Literal["rgb", "flow", "rgbdiff", "logmel"]
+Reads = Literal["rgb", "flow", "rgbdiff", "stacked", "logmel"]
 STILL = 128 / 255  # the grey of no motion
 
 
@@ -46,6 +48,8 @@ class FromRows(nn.Module):
         if self.reads == "rgbdiff":
             values = values[:, 1:] - values[:, :-1]  # (B, l, H, W, 3)
             return values.permute(0, 1, 4, 2, 3).flatten(1, 2)
+        if self.reads == "stacked":
+            return torch.cat([values[:, 1], values[:, 1] - values[:, 0]], dim=3).permute(0, 3, 1, 2)
         if rows.ndim == 5:
             return values.permute(0, 4, 1, 2, 3)
         return values.permute(0, 3, 1, 2)
@@ -55,4 +59,6 @@ def channels(reads: Reads, row_shape: tuple[int, ...]) -> int:
     """Input channels of a network that reads rows of this shape."""
     if reads == "logmel":
         return 1
+    if reads == "stacked":
+        return 2 * row_shape[-1]
     return 3 * (row_shape[0] - 1) if reads == "rgbdiff" else row_shape[-1]

@@ -74,21 +74,27 @@ def fill(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> No
     module.load_state_dict(dict(state))
 
 
-def across_channels(state: Mapping[str, torch.Tensor], module: nn.Module) -> dict[str, torch.Tensor]:
+def across_channels(
+    state: Mapping[str, torch.Tensor], module: nn.Module, *, colours_first: bool = False
+) -> dict[str, torch.Tensor]:
     """`state`, with kernels (D, 3, ...) made to fit where those of `module` read another number of channels.
 
     Cross-modality initialisation of "Temporal Segment Networks" (ECCV 2016), §3.2: the mean over the three colours,
-    once for each channel; not rescaled, the bias as it is.
+    once for each channel; not rescaled, the bias as it is. With `colours_first` the first three channels are colours
+    and keep their kernels.
     """
     own = module.state_dict()
-    return {key: _spread(value, own[key]) if key in own else value for key, value in state.items()}
+    return {key: _spread(value, own[key], colours_first) if key in own else value for key, value in state.items()}
 
 
-def _spread(kernel: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+def _spread(kernel: torch.Tensor, own: torch.Tensor, colours_first: bool) -> torch.Tensor:
     asked = (*kernel.shape[:1], *own.shape[1:2], *kernel.shape[2:])
     if kernel.ndim < 4 or kernel.shape[1] != 3 or kernel.shape == own.shape or own.shape != asked:
         return kernel
-    return kernel.mean(dim=1, keepdim=True).expand(asked).contiguous()
+    spread = kernel.mean(dim=1, keepdim=True).expand(asked).contiguous()
+    if colours_first:
+        spread[:, :3] = kernel
+    return spread
 
 
 def state_sha256(state: Mapping[str, torch.Tensor]) -> str:

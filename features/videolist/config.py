@@ -45,6 +45,16 @@ class Kinetics(Source):
     train: Path = Field(description="what the splits `val` and `test` train on")
     val: Path = Field(description="what the split `val` tests on")
     test: Path | None = Field(None, description="what the split `test` tests on; with labels")
+    subset: tuple[Path, ...] = Field(
+        (),
+        description="files that name what is kept, one a line: classes, or clips by YouTube id; Mini-Kinetics is the "
+        "file of its 200 classes, or those of its ids",
+    )
+
+    @field_validator("subset", mode="before")
+    @classmethod
+    def _one_file(cls, value: object) -> object:
+        return [value] if isinstance(value, str) else value
 
 
 class Charades(Source):

@@ -98,10 +98,10 @@ def _agreed(question: str) -> bool:
 
 
 def models(args: Namespace) -> None:
-    """Networks that match the patterns (default: those of the papers), and all heads."""
-    networks, found = _networks(args.pattern), _heads()
+    """Networks that match the patterns (default: those of the papers), all heads, and the models of papers' tables."""
+    networks, found, papers = _networks(args.pattern), _heads(), _papers()
     if args.json:
-        print(json.dumps({"networks": networks, "heads": found}, indent=1))
+        print(json.dumps({"networks": networks, "heads": found, "papers": papers}, indent=1))
         return
     print(f"{'network':<28}{'library':<13}{'parameters':>13}{'MACs':>10}{'features':>10}  input")
     for n in networks:
@@ -113,6 +113,16 @@ def models(args: Namespace) -> None:
     print(f"\n{'head':<28}{'':<13}{'parameters':>13}{'MACs':>10}  on one video of")
     for h in found:
         print(f"{h['name']:<28}{'':<13}{h['parameters']:>13,}{h['macs'] / 1e6:>9.3f}M  {h['on']}")
+    print(
+        f"\n{'in a paper':<28}{'table':<22}{'parameters':>13}{'printed':>9}{'MACs':>10}{'its rule':>10}{'printed':>9}"
+    )
+    for p in papers:
+        millions = "" if p["paper_parameters"] is None else f"{p['paper_parameters'] / 1e6:.1f}M"
+        rule, printed = ("" if p[k] is None else f"{p[k] / 1e9:.{n}f}G" for k, n in (("rule", 3), ("paper_macs", 2)))
+        print(
+            f"{p['name']:<28}{p['table']:<22}{p['parameters']:>13,}{millions:>9}{p['macs'] / 1e9:>9.3f}G"
+            f"{rule:>10}{printed:>9}"
+        )
 
 
 def _networks(patterns: list[str]) -> list[dict[str, Any]]:
@@ -151,6 +161,21 @@ def _heads() -> list[dict[str, Any]]:
         count = macs(head, features, {"rgb": torch.ones((1, rows), dtype=torch.bool)})
         on = f"{rows} x {'x'.join(map(str, shape))}, {classes} classes" + (", resnet50" if maps else "")
         found.append({"name": name, "parameters": parameters(head), "macs": count, "on": on})
+    return found
+
+
+def _papers() -> list[dict[str, Any]]:
+    from pipelines.papers import ROWS
+
+    found = []
+    for row in ROWS:
+        own = row.measure()
+        paper = {
+            "paper_parameters": row.parameters and row.parameters * 1e6,
+            "paper_macs": row.gmacs and row.gmacs * 1e9,
+        }
+        counts = {"parameters": own.parameters, "macs": own.macs, "rule": own.rule}
+        found.append({"table": row.table, "name": row.name, **counts, **paper})
     return found
 
 

@@ -60,7 +60,7 @@ def _train(args: Namespace, first: bool) -> None:
             continue
         if first:
             _tell(run, seed, metrics, found[run.name], start)
-    for run in [r for r in runs if r.members and first]:
+    for run in [] if errors or not first else [r for r in runs if r.members]:
         for seed in args.seed or run.seeds:
             _tell(run, seed, _fused(run, seed), found[run.name], start)
     if errors:
@@ -86,8 +86,9 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
     from heads.training import train_run
 
     start, plan, own = time.monotonic(), runs[0].plan, ranks()
-    jobs = [(run, seed) for run in runs for seed in args.seed or run.seeds]
-    workers = min(args.threads, len(jobs)) if args.device == "cpu" and own.count == 1 else 1
+    waves = [[(run, seed) for run in wave for seed in args.seed or run.seeds] for wave in _in_turn(runs)]
+    most = max(map(len, waves))
+    workers = min(args.threads, most) if args.device == "cpu" and own.count == 1 else 1
     if args.device == "cpu":
         keep_freed_memory()  # of a shard that was read for the next
     torch.set_num_threads(args.threads if workers == 1 else 1)  # before the first tensor: children inherit no threads
@@ -130,12 +131,34 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
                 "stores": own.stores,
                 "streamed": isinstance(features, Stream),
                 "versions": versions(),
+                **({"began": run.start.name} if run.start else {}),
+                **({"teachers": [teacher.name for teacher in run.teachers.values()]} if run.teachers else {}),
             },
+            start=run.start.seed_folder(seed) if run.start else None,
+            teachers={name: teacher.seed_folder(seed) for name, teacher in run.teachers.items()},
             checkpoint_s=60 * args.checkpoint_minutes,
             log=lambda text: say(f"  {run.head} seed {seed}: {text}"),
         )
 
-    yield from side_by_side(jobs, work, workers)
+    for k, jobs in enumerate(waves):
+        if len(jobs) == 1 and all(len(later) == 1 for later in waves[k:]):  # from here on nothing is forked
+            torch.set_num_threads(args.threads)
+        failed = False
+        for job, metrics in side_by_side(jobs, work, workers):
+            failed |= isinstance(metrics, FramepoolError)
+            yield job, metrics
+        if failed:
+            return  # what comes later may wait for it
+
+
+def _in_turn(runs: Sequence[Run]) -> Iterator[list[Run]]:
+    """`runs` in lists, each of runs that wait for none but those of the lists before it."""
+    todo = list(runs)
+    while todo:
+        names = {run.name for run in todo}
+        ready = [run for run in todo if not names & {other.name for other in run.waits_for}]
+        yield ready
+        todo = [run for run in todo if run not in ready]
 
 
 def _silent(_: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from features.errors import UserError
-from features.videolist import Video, VideoList, problems, read, resolve
+from features.videolist import Video, VideoList, annotation_files, problems, read, resolve
 from tests.features.test_videolist_contract import (
     CHARADES,
     HMDB51,
@@ -219,6 +219,70 @@ def test_kinetics_missing_column(tmp_path: Path) -> None:
     assert (
         refused(example) == f"column 'youtube_id' is missing: {example.val}:1: expected {expected}, got {got}; {hint}"
     )
+
+
+def more_kinetics(folder: Path) -> Any:
+    """Five clips of three classes."""
+    example = kinetics(folder)
+    with example.train.open("a") as stream:
+        stream.write("yoga,ccccccccccc,3,13,train\nyoga,ddddddddddd,3,13,train\n")
+    with example.val.open("a") as stream:
+        stream.write("yoga,eeeeeeeeeee,3,13,val\n")
+    return example
+
+
+def kept(example: Any, *texts: str) -> tuple[tuple[str, ...], list[str]]:
+    """Classes, and the YouTube ids of the videos, with files of these texts as its subset."""
+    paths = [write(example.train.parent / f"subset{k}.txt", text) for k, text in enumerate(texts)]
+    found = read(example.model_copy(update={"subset": tuple(paths)}))
+    assert all(video.id.startswith(found.classes[video.labels[0]].replace(" ", "_")[:4]) for video in found.videos)
+    return found.classes, [video.group for video in found.videos]
+
+
+def test_a_subset_of_kinetics_by_classes(tmp_path: Path) -> None:
+    example = more_kinetics(tmp_path)
+    classes, ids = kept(example, "yoga\r\nmaking_tea\n")
+    assert classes == ("making tea", "yoga")
+    assert ids == ["-0Zpw4uZ7bY", "ccccccccccc", "ddddddddddd", "bbbbbbbbbbb", "eeeeeeeeeee"]
+    assert tmp_path / "subset0.txt" in annotation_files(
+        example.model_copy(update={"subset": (tmp_path / "subset0.txt",)})
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("ddddddddddd\n-0Zpw4uZ7bY\nnot_there__\n", "eeeeeeeeeee\n"),
+        ("yoga/ddddddddddd_000003_000013.mp4\n-0Zpw4uZ7bY_000010_000020\neeeeeeeeeee\n",),
+    ],
+)
+def test_a_subset_of_kinetics_by_ids(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """As Mini-Kinetics comes: files of training and of validation ids, some of which are gone."""
+    classes, ids = kept(more_kinetics(tmp_path), *names)
+    assert classes == ("making tea", "yoga") and ids == ["-0Zpw4uZ7bY", "ddddddddddd", "eeeeeeeeeee"]
+
+
+def test_a_subset_by_classes_and_ids(tmp_path: Path) -> None:
+    _, ids = kept(more_kinetics(tmp_path), "yoga\nmaking tea\n", "aAaAaAaAaAa\nccccccccccc\nbbbbbbbbbbb\n")
+    assert ids == ["ccccccccccc", "bbbbbbbbbbb"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "yoga\nmaking teas\n",
+            "unknown class: {}:2: expected a class of the list, got making teas; did you mean 'mak",
+        ),
+        ("zzz\n", "a subset of nothing: {}: expected classes or YouTube ids of the list, got 1 ids, zzz is one"),
+        ("\n", "empty list: {}: expected classes or ids, one a line, got nothing"),
+        ("yoga\n", "cannot keep only these classes: {}: expected two classes of the list or more"),
+    ],
+)
+def test_a_subset_says_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    example = more_kinetics(tmp_path)
+    path = write(tmp_path / "subset.txt", text)
+    assert refused(example.model_copy(update={"subset": (path,)})).startswith(message.replace("{}", str(path)))
 
 
 def test_charades(tmp_path: Path) -> None:

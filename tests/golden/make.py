@@ -24,6 +24,7 @@ NETWORKS: tuple[tuple[str, Library, tuple[int, ...]], ...] = (
     ("yamnet", "framepool", (1, 96, 64)),
     ("r3d_18", "torchvision", (3, 4, 32, 32)),
     ("r2plus1d_18", "torchvision", (3, 4, 32, 32)),
+    ("r3d34", "framepool", (3, 4, 32, 32)),
 )
 SHOWN = 5
 

@@ -45,9 +45,29 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
     "tsn-flow": ("tsn", {"tvl1": (40, 48, 4)}, {"network": {**SMALL_CNN, "reads": "flow"}, "crop_px": 32}),
     "tsn-rgbdiff": ("tsn", {"rgb": (3, 40, 48, 3)}, {"network": {**SMALL_CNN, "reads": "rgbdiff"}, "crop_px": 32}),
     "tsn-logmel": ("tsn", {"logmel": PATCH}, {"network": {**SMALL_CNN, "reads": "logmel"}, "augment": "none"}),
+    "vtn-clips": (
+        "vtn",
+        {"clips": (4, 40, 48, 3)},
+        {"encoder": {**SMALL_CNN, "crop_px": 32}, "dim": 16, "heads": 4, "blocks": 1},
+    ),
+    "vtn-stacked": (
+        "vtn",
+        {"pixels": (40, 48, 3)},
+        {"encoder": {**SMALL_CNN, "crop_px": 32, "reads": "stacked", "frames": 4}, "dim": 16, "heads": 4, "blocks": 1},
+    ),
+    "stacked_lstm-rgbdiff": (
+        "stacked_lstm",
+        {"clips": (3, 40, 48, 3)},
+        {"encoder": {**SMALL_CNN, "crop_px": 32, "reads": "rgbdiff", "of": "softmax"}, "hidden": 9},
+    ),
+    "average-flow": (
+        "average",
+        {"tvl1": (40, 48, 2)},
+        {"encoder": {**SMALL_CNN, "crop_px": 32, "reads": "flow", "frames": 3}, "dropout": 0},
+    ),
 }
 # Heads that read rows in their order.
-ORDERED = ("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm", "vtn-paper", "vtn-code")
+ORDERED = ("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm", "vtn-paper", "vtn-code", "vtn-stacked")
 
 # Heads to which a row of zeros is more than no row: shifted, normalised against centres, a step of a recurrence.
 ZERO_ROW_SPEAKS = (

@@ -1,0 +1,190 @@
+"""Heads that begin with a run, or learn from runs: what a config may say, what is planned, and that it trains."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.errors import UserError
+from pipelines import __main__ as program
+from pipelines import plan as plans
+from pipelines.config import load
+from pipelines.groups import groups
+from tests.workflow import world
+
+SMALL = {"name": "resnet10t", "options": {"stem_width": 8, "channels": [8, 16, 24, 32]}, "crop_px": 32, "frames": 4}
+VTN = {
+    "kind": "vtn",
+    "features": ["pixels"],
+    "encoder": SMALL,
+    "dim": 16,
+    "heads": 4,
+    "blocks": 1,
+    "train": {"epochs": 1, "batch": 4},
+}
+CONFIG: dict[str, Any] = {
+    **{k: world.CONFIG[k] for k in ("title", "videos", "seeds", "splits")},
+    "extractors": {
+        "pixels": {"kind": "pixels", "sampling": {"kind": "every", "k": 2}, "transform": {"resize": 40, "crop": 40}},
+        "tvl1": {"kind": "tvl1", "pairs": 1, "transform": {"resize": 40, "crop": 40}},
+    },
+    "heads": {
+        "student": {
+            **VTN,
+            "encoder": {**SMALL, "reads": "stacked"},
+            "distil": {"teacher": ["rgb", "diff"], "weight": 0.2},
+        },
+        "late": {"kind": "fusion", "heads": ["rgb", "diff"]},
+        "rgb": VTN,
+        "diff": {**VTN, "encoder": {**SMALL, "reads": "rgbdiff"}},
+    },
+}
+TUNED: dict[str, Any] = {
+    **CONFIG,
+    "extractors": {"pixels": CONFIG["extractors"]["pixels"]},
+    "heads": {"tuned": {**VTN, "start": {"run": "rgb", "dataset": "tiny"}, "train": {"epochs": 1, "lr": 1e-5}}},
+}
+
+
+def changed(place: str, value: Any, config: dict[str, Any] = CONFIG) -> dict[str, Any]:
+    """The config with another value at a dotted place."""
+    found = copy.deepcopy(config)
+    *above, last = place.split(".")
+    node = found
+    for key in above:
+        node = node[key]
+    node[last] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (
+            "heads.rgb.encoder.reads",
+            "flow",
+            "encoder.reads: rgb or rgbdiff or stacked in heads.rgb, as pixels is",
+        ),
+        (
+            "heads.student.distil.teacher",
+            ["late"],
+            "that are trained in heads.student.distil.teacher, not 'late'",
+        ),
+        ("heads.student.distil.teacher", ["rbg"], "heads that are trained in heads.student.distil.teacher, not 'rbg'"),
+        ("heads.student.distil.teacher", [], "distil.teacher: expected"),
+        ("heads.student.encoder.frames", 6, "teachers with an encoder of as many frames as that of heads.student"),
+        (
+            "heads.rgb.distil",
+            {"teacher": ["student"]},
+            "heads that do not wait for each other, not student <- rgb <- s",
+        ),
+        ("heads.rgb.start", {"run": "rgb"}, "heads that do not wait for each other, not student <- rgb <- rgb"),
+        ("heads.rgb.start", {"run": "late"}, "a head that is trained in heads.rgb.start.run, not 'late'"),
+    ],
+)
+def test_what_a_config_may_not_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, value: Any, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    world.write_config(tmp_path, CONFIG)
+    assert load("tiny").heads["student"].encoder.reads == "stacked"  # type: ignore[union-attr]
+    world.write_config(tmp_path, changed(place, value))
+    with pytest.raises(UserError) as error:
+        load("tiny")
+    assert message in str(error.value)
+
+
+def test_a_teacher_reads_what_its_student_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flow = {**VTN, "features": ["tvl1"], "encoder": {**SMALL, "reads": "flow"}}
+    world.write_config(tmp_path, changed("heads.diff", flow))
+    with pytest.raises(UserError, match=r"not 'diff', which reads tvl1 and not pixels"):
+        load("tiny")
+    world.write_config(tmp_path, {**CONFIG, "heads": {"diff": {**flow, "encoder": SMALL}}})
+    with pytest.raises(UserError, match=r"encoder.reads: flow in heads.diff, as tvl1 is tvl1"):
+        load("tiny")
+
+
+def test_crops_of_its_own_are_not_for_distillation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tsn = {"kind": "tsn", "features": ["pixels"], "network": {"name": "resnet10t"}, "distil": {"teacher": ["rgb"]}}
+    world.write_config(tmp_path, changed("heads.student", tsn))
+    with pytest.raises(UserError, match="no distil with tsn: its crops are its own, and a teacher must see them"):
+        load("tiny")
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Both datasets' configs and lists; no clips."""
+    world.write_list(tmp_path, [world.name_of(n) for n in range(world.VIDEOS)])
+    (tmp_path / "videos").mkdir()
+    world.write_config(tmp_path, CONFIG)
+    world.write_config(tmp_path, TUNED, "tuned")
+    monkeypatch.chdir(tmp_path)
+    plans.of.cache_clear()
+    yield tmp_path
+    plans.of.cache_clear()
+
+
+def test_a_run_is_named_by_what_it_learns_from_and_begins_with(written: Path) -> None:
+    plan, tuned = plans.of("tiny"), plans.of("tuned")
+    student, rgb, diff = (plan.run(head, "1") for head in ("student", "rgb", "diff"))
+    assert student.teachers == {"rgb": rgb, "diff": diff} and student.members == {}
+    assert {rgb.summary, diff.summary} < set(student.inputs) and student.summary not in rgb.inputs
+    run = tuned.run("tuned", "1")
+    assert run.start == rgb and rgb.summary in run.inputs and tuned.needs == [plan]
+    (group,) = groups(plan)
+    assert {r.head for r in group.runs} == {"student", "late", "rgb", "diff"}
+    assert not set(group.inputs) & set(group.summaries)
+    world.write_config(written, changed("heads.diff.dim", 32))
+    plans.of.cache_clear()
+    assert plans.of("tiny").run("student", "1").digest != student.digest
+    assert plans.of("tiny").run("rgb", "1").digest == rgb.digest
+    assert plans.of("tuned").run("tuned", "1").digest == run.digest
+    world.write_config(written, changed("heads.rgb.dim", 32))
+    plans.of.cache_clear()
+    assert plans.of("tuned").run("tuned", "1").digest != run.digest
+
+
+def test_datasets_that_begin_with_each_others_runs(written: Path) -> None:
+    world.write_config(written, changed("heads.rgb.start", {"run": "tuned", "dataset": "tuned"}))
+    plans.of.cache_clear()
+    with pytest.raises(
+        UserError, match=r"datasets wait for each other: config/tiny.yaml: got tuned takes weights of t"
+    ):
+        _ = plans.of("tiny").needs
+
+
+def test_the_command_trains_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In whatever order heads are named: teachers, their student, the fusion; then fine-tuning in another dataset."""
+    folder = world.build(tmp_path)
+    world.write_config(folder, CONFIG)
+    world.write_config(folder, TUNED, "tuned")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
+    lines = (
+        "extract tiny --extractor pixels",
+        "train tiny --head late --head student --head diff --head rgb --threads 2",
+        "extract tuned --extractor pixels",
+        "train tuned --head tuned --threads 1",
+    )
+    for line in lines:
+        plans.of.cache_clear()
+        assert program.main(line.split()) == 0, capsys.readouterr().err
+    plan = plans.of("tuned")
+    records = {}
+    for run in (*plans.of("tiny").runs(), *plan.runs()):
+        records[run.head] = json.loads((run.folder / "seed0" / "run.json").read_text())
+    plans.of.cache_clear()
+    assert [name.split("-")[0] for name in records["student"]["teachers"]] == ["rgb", "diff"]
+    assert records["tuned"]["began"].startswith("rgb-split1-") and "began" not in records["rgb"]
+    assert records["late"]["members"].keys() == {"rgb", "diff"}
+    said = capsys.readouterr().out
+    assert said.index("student seed 0: top1") > max(said.index(f"{head} seed 0: top1") for head in ("rgb", "diff"))
