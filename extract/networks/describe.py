@@ -33,6 +33,9 @@ PAPERS: tuple[tuple[str, Library], ...] = (
     ("mc3_18", "torchvision"),
     ("r2plus1d_18", "torchvision"),
     ("s3d", "torchvision"),
+    ("i3d", "framepool"),
+    ("kft_trunk", "framepool"),
+    ("c3d", "framepool"),
     ("mvit_v2_s", "torchvision"),
     ("swin3d_t", "torchvision"),
 )
@@ -42,7 +45,7 @@ def describe(name: str, library: Library = "timm", options: Mapping[str, Any] | 
     """Of the whole classifier at its own input size, one input: parameters, MACs (convolutions, linear, matmul)."""
     with torch.device("meta"):
         network = build(name, library=library, options=options)
-        images = torch.empty(1, *network.input.shape(own_channels(library)))
+        images = torch.empty(1, *network.input.shape(own_channels(name, library)))
     return {
         "name": name,
         "library": library,

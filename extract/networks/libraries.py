@@ -22,7 +22,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torchvision.models.video import S3D
 
-from extract.networks import audio
+from extract.networks import audio, i3d
+from extract.networks.c3d import C3d
 from extract.networks.flash import FlashCnn
 from extract.networks.rows import Reads
 from extract.networks.spec import PATCH, InputSpec
@@ -30,7 +31,8 @@ from extract.networks.weights import NetworkError
 
 Library = Literal["timm", "torchvision", "framepool"]
 LIBRARIES: Final[tuple[Library, ...]] = get_args(Library)
-NETWORKS: Final = MappingProxyType({**audio.NETWORKS, "flash_cnn": FlashCnn})
+OF_CLIPS: Final[Mapping[str, Any]] = MappingProxyType({**i3d.NETWORKS, "c3d": C3d})  # ours, of colours or of flow
+NETWORKS: Final[Mapping[str, Any]] = MappingProxyType({**audio.NETWORKS, "flash_cnn": FlashCnn, **OF_CLIPS})
 CLIP: Final = 16  # frames: what r3d_18 and its kin, and mvit_v2_s, were trained on; the library says so in prose only
 CLIPS: Final[Mapping[str, int]] = MappingProxyType({"s3d": 64})  # Xie et al. (ECCV 2018), §3
 
@@ -45,15 +47,20 @@ def names(library: Library) -> list[str]:
 
 
 def own_reads(name: str, library: Library) -> Reads | None:
-    """What rows a network of ours is made for; None where the library's networks take several."""
-    if library != "framepool":
+    """What rows a network of ours is made for; None where networks take several."""
+    if library != "framepool" or name in OF_CLIPS:
         return None
     return FlashCnn.spec.reads if name == "flash_cnn" else "logmel"
 
 
-def own_channels(library: Library) -> int:
-    """C that networks of `library` are made for."""
-    return 1 if library == "framepool" else 3
+def reads_clips(name: str, library: Library) -> bool:
+    """Whether a network takes clips (C,T,H,W); flow has two channels then, and one frame for each pair."""
+    return name in (OF_CLIPS if library == "framepool" else _clip_networks() if library == "torchvision" else ())
+
+
+def own_channels(name: str, library: Library) -> int:
+    """C that a network is made for."""
+    return 1 if library == "framepool" and name not in OF_CLIPS else 3
 
 
 def make(
@@ -144,10 +151,12 @@ def _torchvision(name: str, pretrained: bool, in_chans: int, options: dict[str, 
 
 
 def _framepool(name: str, pretrained: bool, in_chans: int, options: dict[str, Any]) -> tuple[nn.Module, InputSpec]:
-    if in_chans != 1:
-        raise NetworkError(f"framepool's {name} reads 1 channel, grey or log-mel; got in_chans {in_chans}")
     if pretrained:
         raise NetworkError(f"weights DEFAULT of {name} cannot be had: framepool has none; give `weights:` a local file")
+    if name in OF_CLIPS:
+        return OF_CLIPS[name](in_chans=in_chans, **options), OF_CLIPS[name].spec
+    if in_chans != 1:
+        raise NetworkError(f"framepool's {name} reads 1 channel, grey or log-mel; got in_chans {in_chans}")
     spec = InputSpec(PATCH[0], (0.0,), (1.0,), "bilinear", 1.0, reads="logmel")
     return NETWORKS[name](**options), FlashCnn.spec if name == "flash_cnn" else spec
 
