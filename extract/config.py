@@ -19,66 +19,61 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from extract.samplings import Clips, Every, Fps, Sampling, Segments, Spread, Uniform, own_frames
 from features.recipe import Config
 
+__all__ = [
+    "CENTRE",
+    "NUMERICS",
+    "AnyExtractor",
+    "Audio",
+    "Clips",
+    "Every",
+    "Extractor",
+    "ExtractorConfig",
+    "Flow",
+    "Fps",
+    "Frames",
+    "FromRun",
+    "FromVideo",
+    "Limits",
+    "Logmel",
+    "Mapped",
+    "NetworkConfig",
+    "Networked",
+    "Pictured",
+    "Pixels",
+    "Rgb",
+    "RgbDiff",
+    "Sampling",
+    "Segments",
+    "Spread",
+    "Transform",
+    "Trunk",
+    "Tvl1",
+    "Uniform",
+    "View",
+    "own_frames",
+    "recipe",
+    "snippet",
+]
 
-class Uniform(Config):
-    """`n` frames at equal intervals: floor((j + 0.5) * F / n) of F frames; a shorter video gives each frame once."""
-
-    kind: Literal["uniform"] = "uniform"
-    n: PositiveInt = 25
-
-
-class Every(Config):
-    """Frames 0, k, 2k, ..."""
-
-    kind: Literal["every"]
-    k: PositiveInt = 1
-
-
-class Fps(Config):
-    """The frame on screen at 0, 1 / fps, 2 / fps, ... seconds by true time; no frame twice."""
-
-    kind: Literal["fps"]
-    fps: PositiveFloat
-
-
-class Segments(Config):
-    """TSN: the video in `n` equal segments, a snippet of `length` frames in the middle of each (Wang et al. 2016).
-
-    With ``length > 1`` a row is a clip of that many frames.
-    """
-
-    kind: Literal["segments"] = "segments"
-    n: PositiveInt = 3
-    length: PositiveInt = 1
-
-
-class Clips(Config):
-    """Clips of `frames` frames, `stride` apart, one starting every `hop` frames (default: no overlap).
-
-    A last clip that is cut short is dropped unless it is the only one; then its frames repeat from the start.
-    """
-
-    kind: Literal["clips"] = "clips"
-    frames: PositiveInt = 16
-    stride: PositiveInt = 1
-    hop: PositiveInt | None = None
-
-
-Sampling = Annotated[Uniform | Every | Fps | Segments | Clips, Field(discriminator="kind")]
+View = Literal["left", "centre", "right", "left_mirrored", "centre_mirrored", "right_mirrored"]
+CENTRE: Final[tuple[View, ...]] = ("centre",)
 
 
 class Transform(Config):
     """Short side to `resize` pixels, centre crop of `crop` pixels, values in [0, 1] less `mean` over `std`.
 
-    What is left out comes with the network's weights.
+    What is left out comes with the network's weights. Each of the `views` of a sample is a row, one after the other:
+    the middle square or one at either end of the long side (`left` is the top of a tall picture), as it is or mirrored.
     """
 
     resize: PositiveInt | None = None
     crop: PositiveInt | None = None
+    views: tuple[View, ...] = Field(CENTRE, min_length=1)
     mean: tuple[float, ...] | None = None
     std: tuple[PositiveFloat, ...] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
@@ -87,7 +82,13 @@ class Transform(Config):
     def _crop_fits(self) -> Self:
         if self.resize and self.crop and self.crop > self.resize:
             raise ValueError(f"crop <= resize, that is crop <= {self.resize}")
+        if len(set(self.views)) < len(self.views):
+            raise ValueError(f"each view once, not {', '.join(self.views)}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(serialise(self), "views", list(CENTRE))
 
 
 class FromRun(Config):
@@ -104,7 +105,9 @@ class NetworkConfig(Config):
 
     `weights` is a local file, ``DEFAULT`` (downloaded by the library), or ``{run: HEAD}``. `options` go to the
     library's constructor. `layer` names a module whose output is wanted instead of the pooled features before the
-    classifier, averaged over space and time, or with ``pool: false`` as the map that it is.
+    classifier, averaged over space and time, or with ``pool: false`` as the map that it is. With `inflate` the weights
+    are of the 2D network that the 3D one was made of (GoogLeNet for i3d): kernels are repeated along time and divided
+    by its length (``mean``), or put in its middle (``centre``).
     """
 
     name: str
@@ -113,12 +116,26 @@ class NetworkConfig(Config):
     options: dict[str, Any] = Field(default_factory=dict)
     layer: str | None = None
     pool: bool = True
+    inflate: Literal["mean", "centre"] | None = None
 
     @model_validator(mode="after")
     def _a_map_has_a_layer(self) -> Self:
         if not self.pool and self.layer is None:
             raise ValueError("the name of a layer with pool: false")
+        if self.inflate is not None and self.weights == "DEFAULT":
+            raise ValueError("a file or a run with inflate, not weights: DEFAULT")
         return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(serialise(self), "inflate", None)
+
+
+def _without(value: dict[str, Any], option: str, default: Any) -> dict[str, Any]:
+    """`value` less an option that came later and was left as it is, so that digests stay as they were."""
+    if option in value and (list(value[option]) if isinstance(value[option], tuple) else value[option]) == default:
+        del value[option]
+    return value
 
 
 class Limits(Config):
@@ -250,6 +267,8 @@ class Pictured(FromVideo, Networked):
             raise ValueError(f"no {min(own)} beside a source, whose own counts")
         if self.source is not None and self.transform.resize is not None:
             raise ValueError("no transform.resize beside a source: its maps are as they are")
+        if self.source is not None and self.transform.views != CENTRE:
+            raise ValueError("no transform.views beside a source: its maps are as they are")
         return self
 
 
@@ -289,7 +308,7 @@ class Trunk(Pictured):
 
     @model_validator(mode="after")
     def _clips(self) -> Self:
-        if self.source is None and (not isinstance(self.sampling, Segments | Clips) or own_frames(self.sampling) == 1):
+        if self.source is None and own_frames(self.sampling) == 1:
             raise ValueError("sampling of clips, such as {kind: clips, frames: 16}")
         return self
 
@@ -324,18 +343,11 @@ NUMERICS: Final = {
 }
 
 
-def own_frames(sampling: Uniform | Every | Fps | Segments | Clips) -> int:
-    """How many frames a row of `sampling` has of itself."""
-    if isinstance(sampling, Segments):
-        return sampling.length
-    return sampling.frames if isinstance(sampling, Clips) else 1
-
-
 def snippet(config: FromVideo) -> tuple[int, int]:
     """(frames, stride) of a row: a stack of pairs is one frame longer than the stack."""
     if isinstance(config, Tvl1 | RgbDiff):
         return config.pairs + 1, config.step
-    if isinstance(config.sampling, Clips):
+    if isinstance(config.sampling, Clips | Spread):
         return config.sampling.frames, config.sampling.stride
     return own_frames(config.sampling), 1
 
@@ -368,5 +380,5 @@ def recipe(
 
 
 def _no_clips(sampling: Sampling) -> None:
-    if own_frames(sampling) > 1 or isinstance(sampling, Clips):
+    if own_frames(sampling) > 1 or isinstance(sampling, Clips | Spread):
         raise ValueError("sampling of single frames (uniform, every, fps, or segments of length 1)")

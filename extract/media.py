@@ -92,7 +92,16 @@ class Scaler:
         self._reformat = VideoReformatter().reformat
 
     def __call__(self, frame: VideoFrame) -> Image:
-        """Raises `MediaError` for a sliver that would become longer than `LONGEST_PX`."""
+        """The middle of `frame`. Raises `MediaError` for a sliver that would become longer than `LONGEST_PX`."""
+        image = self._scaled(frame)
+        top, left = (image.shape[0] - self.crop_px) // 2, (image.shape[1] - self.crop_px) // 2
+        return _upright(image[top : top + self.crop_px, left : left + self.crop_px], frame)
+
+    def whole(self, frame: VideoFrame) -> Image:
+        """All of it: uint8 (H, W, ...), the short side `resize_px`."""
+        return _upright(self._scaled(frame), frame)
+
+    def _scaled(self, frame: VideoFrame) -> Image:
         scale = self.resize_px / min(frame.width, frame.height)
         width, height = (max(self.resize_px, round(side * scale)) for side in (frame.width, frame.height))
         if max(width, height) > LONGEST_PX:
@@ -100,9 +109,7 @@ class Scaler:
         scaled = self._reformat(
             frame, width=width, height=height, format=self.pixel_format, interpolation=self._filter, threads=1
         )
-        top, left = (height - self.crop_px) // 2, (width - self.crop_px) // 2
-        image = scaled.to_ndarray().astype(np.uint8, copy=False)
-        return _upright(image[top : top + self.crop_px, left : left + self.crop_px], frame)
+        return scaled.to_ndarray().astype(np.uint8, copy=False)
 
 
 def probe(path: Path, limits: Limits) -> Probe:
@@ -257,7 +264,7 @@ def _in_order(frames: Iterator[VideoFrame], step_us: int) -> Iterator[tuple[int,
 
 
 def _upright(image: Image, frame: VideoFrame) -> Image:
-    """`image` (S, S, ...) turned and mirrored by the nearest multiple of a quarter turn of the frame's display matrix.
+    """`image` (H, W, ...) turned and mirrored by the nearest multiple of a quarter turn of the frame's display matrix.
 
     x' = ax + cy, y' = bx + dy with y down (ISO/IEC 14496-12, 8.3.2).
     """

@@ -77,6 +77,7 @@ class Model:
                 reads=self.reads,  # type: ignore[arg-type]
                 layer=net.layer,
                 pool=net.pool,
+                inflate=net.inflate,
             )
         except NetworkError as error:
             raise UserError(str(error)) from None
@@ -92,6 +93,11 @@ class Model:
         return network, {"weights_sha256": sha256, "transform": transform}
 
     def _channels(self) -> int:
+        from extract.networks import reads_clips
+
+        net = self.config.network
+        if self.reads == "flow" and reads_clips(net.name, net.library):
+            return 2
         if self.reads == "rgbdiff":
             pairs = self.source_shape[0] - 1 if self.source_shape else self.config.pairs  # type: ignore[attr-defined]
             return 3 * int(pairs)
@@ -276,7 +282,7 @@ def _whole(network: Any, facts: Mapping[str, Any]) -> Any:
     class Whole(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.rows, self.trunk = FromRows(own.reads, **spec), network.trunk
+            self.rows, self.trunk = FromRows(own.reads, **spec, clips=own.frames > 1), network.trunk
 
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
             features: torch.Tensor = self.trunk(self.rows(rows))
@@ -346,8 +352,9 @@ class _Torch:
             fix = "set `device: cpu`, or run elsewhere"
             raise UserError("no CUDA device here", where=model.config.network.name, fix=fix)
         shape, dtype = model.example(facts)
-        layout = torch.channels_last_3d if len(shape) == 5 and model.reads == "rgb" else torch.channels_last
-        whole = _whole(model.build()[0], facts).to(self._device, memory_format=layout)
+        network, _ = model.build()
+        layout = torch.channels_last_3d if network.input.frames > 1 else torch.channels_last
+        whole = _whole(network, facts).to(self._device, memory_format=layout)
         self._run: Any = torch.compile(whole) if cuda else whole
         self._autocast: Any = lambda: torch.autocast(self._device.type, torch.bfloat16, enabled=precision == "bf16")
         kind = torch.uint8 if dtype == np.uint8 else torch.float32

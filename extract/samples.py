@@ -19,7 +19,21 @@ import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
 
-from extract.config import AnyExtractor, Every, FromVideo, Limits, Logmel, Sampling, Segments, Tvl1, Uniform, snippet
+from extract.config import (
+    CENTRE,
+    AnyExtractor,
+    Every,
+    FromVideo,
+    Limits,
+    Logmel,
+    Sampling,
+    Segments,
+    Spread,
+    Tvl1,
+    Uniform,
+    View,
+    snippet,
+)
 from extract.media import Decoded, MediaError, Scaler, decode, probe
 from extract.sampling import rows
 from features.outcome import Outcome
@@ -43,6 +57,7 @@ class Job:
     stride: int = 1
     gray: bool = False
     hardware: Hardware = None
+    views: tuple[View, ...] = CENTRE
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,7 +75,8 @@ class Job:
         crop = transform["crop"] or transform["resize"]
         how = transform["resize"] or crop, crop, transform["interpolation"] or "bilinear"
         hardware = None if config.decoder == "software" else config.decoder
-        return cls(config.sampling, *how, config.limits, *snippet(config), isinstance(config, Tvl1), hardware)
+        grey, views = isinstance(config, Tvl1), config.transform.views
+        return cls(config.sampling, *how, config.limits, *snippet(config), grey, hardware, views)
 
 
 @dataclass(frozen=True)
@@ -154,7 +170,7 @@ class _Choice:
         return cls(
             job=job,
             scale=scale,
-            late=isinstance(job.sampling, Uniform | Segments),
+            late=isinstance(job.sampling, Uniform | Segments | Spread),
             every=job.sampling.k if single else 0,  # type: ignore[union-attr]
             waiting=deque([] if single else wanted.tolist()),
             uses=Counter([] if single else wanted.ravel().tolist()),
@@ -166,12 +182,13 @@ class _Choice:
     def add(self, number: int, time_us: int, image: Array) -> Iterator[tuple[int, Array]]:
         """Take a frame; gives the rows that it completes."""
         if self.every:
-            yield time_us, image
+            for view in self.job.views:
+                yield time_us, seen(image, self.job.crop_px, view)
             return
         self.images[number] = time_us, image
         while not self.late and self.waiting and max(self.waiting[0]) <= number:
             row = self.waiting.popleft()
-            yield self._row(row)
+            yield from self._row(row)
             self.uses.subtract(row)
             for n in set(row):
                 if self.uses[n] == 0:
@@ -181,12 +198,24 @@ class _Choice:
         """The rows that are whole at the end."""
         for row in self.waiting:
             if all(n in self.images for n in row):
-                yield self._row(row)
+                yield from self._row(row)
 
-    def _row(self, row: list[int]) -> tuple[int, Array]:
+    def _row(self, row: list[int]) -> Iterator[tuple[int, Array]]:
         times = [self.images[n][0] for n in row]
-        images = [self.images[n][1] for n in row]
-        return (min(times) + max(times)) // 2, images[0] if self.job.frames == 1 else np.stack(images)
+        for view in self.job.views:
+            images = [seen(self.images[n][1], self.job.crop_px, view) for n in row]
+            yield (min(times) + max(times)) // 2, images[0] if self.job.frames == 1 else np.stack(images)
+
+
+def seen(image: Array, crop_px: int, view: View) -> Array:
+    """The square of (H, W, ...) that a view is; `extract.config.Transform`."""
+    place, _, mirrored = view.partition("_")
+    room = [side - crop_px for side in image.shape[:2]]
+    first = [n // 2 for n in room]
+    long = 0 if room[0] > room[1] else 1
+    first[long] = {"left": 0, "centre": first[long], "right": room[long]}[place]
+    cut = image[first[0] : first[0] + crop_px, first[1] : first[1] + crop_px]
+    return cut[:, ::-1] if mirrored else cut
 
 
 def _pass(
@@ -203,9 +232,10 @@ def _pass(
 
 def _scaled(frame: VideoFrame, choice: _Choice, done: dict[tuple[Any, ...], Array]) -> Array:
     job = choice.job
-    key = (job.resize_px, job.crop_px, job.interpolation, job.gray)
+    middle = job.views == CENTRE
+    key = (job.resize_px, job.crop_px if middle else 0, job.interpolation, job.gray)
     if key not in done:
-        done[key] = choice.scale(frame)
+        done[key] = choice.scale(frame) if middle else choice.scale.whole(frame)
     return done[key]
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from extract.config import Clips, Every, Fps, Segments, Uniform
+from extract.config import Clips, Every, Fps, Sampling, Segments, Spread, Uniform
 
 Frames = npt.NDArray[np.int64]
 
 
 def rows(
-    sampling: Uniform | Every | Fps | Segments | Clips,
+    sampling: Sampling,
     times_us: npt.NDArray[np.int64],
     frames: int = 1,
     stride: int = 1,
@@ -22,11 +22,11 @@ def rows(
     """(L, T) frame numbers in display order: L rows of T frames, for a video whose F frames show at `times_us` (F,).
 
     A row is `frames` frames, `stride` apart, from the sampled one on. L is 0 where the video is shorter than one
-    sample; only `Clips` then repeats the video. Rows ascend by their first frame.
+    sample; only `Clips` and `Spread` then repeat the video. Rows ascend by their first frame.
     """
     total, covered = len(times_us), (frames - 1) * stride + 1
     room = total - covered + 1  # frames that a row can start at
-    if total == 0 or (room < 1 and not isinstance(sampling, Clips)):
+    if total == 0 or (room < 1 and not isinstance(sampling, Clips | Spread)):
         return np.empty((0, frames), np.int64)
     match sampling:
         case Uniform() | Segments():
@@ -40,9 +40,16 @@ def rows(
             starts = starts[starts < room]
         case Clips():
             starts = np.arange(0, max(room, 1), sampling.hop or frames * stride)
+        case Spread():
+            starts = np.unique(ends_included(max(room, 1), sampling.n))
     return (starts[:, None] + np.arange(frames) * stride) % total
 
 
 def equal_intervals(total: int, n: int) -> Frames:
     """(n,) floor((j + 0.5) * total / n): attention-cluster test frames, and TSN's middle of each segment."""
     return ((2 * np.arange(n) + 1) * total) // (2 * n)
+
+
+def ends_included(total: int, n: int) -> Frames:
+    """(n,) of 0 ... total - 1 at equal intervals, first and last among them; the middle for n = 1."""
+    return np.array([(total - 1) // 2]) if n == 1 else np.arange(n) * (total - 1) // (n - 1)

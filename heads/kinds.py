@@ -206,6 +206,9 @@ class LogisticConfig(BaseConfig):
     c: PositiveFloat = Field(1.0, description="inverse weight of the penalty")
 
 
+_READ_BY_OURS: Final = {"flash_cnn": "rgb", **dict.fromkeys(("yamnet", "vggish", "vgg16_audio"), "logmel")}
+
+
 class NetworkConfig(Config):
     """A CNN by name, as `extract.networks.build` makes it."""
 
@@ -217,10 +220,14 @@ class NetworkConfig(Config):
     )
     weights: str | None = Field(None, description="null: random; DEFAULT: the library's own; else a file")
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the library")
+    inflate: Literal["mean", "centre"] | None = Field(
+        None,
+        description="the weights are of the 2D network that this 3D one was made of; see extract/networks/inflate.py",
+    )
 
     @model_validator(mode="after")
     def _ours_read_one_thing(self) -> Self:
-        own = "rgb" if self.name in ("flash_cnn", "r3d34") else "logmel"
+        own = _READ_BY_OURS.get(self.name, self.reads)
         if self.library == "framepool" and self.reads != own:
             raise ValueError(f"reads: {own} with framepool's {self.name}, not {self.reads}")
         return self

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from extract.networks import FromRows, Network, NetworkError, Reads, channels, save_network
+from extract.networks import FromRows, Network, NetworkError, Reads, channels, reads_clips, save_network
 from extract.networks import build as build_network
 from features.batches import Select, all_rows, segment_rows
 from features.errors import UserError
@@ -65,7 +65,7 @@ class Tsn(Head):
             network.input = replace(network.input, size_px=side_px, crop_ratio=ratio)
         self.augment, self.first_conv_lr = augment, first_conv_lr
         self.dropout = nn.Dropout(dropout)
-        self.rows = FromRows(self.reads, network.input.mean, network.input.std)
+        self.rows = FromRows(self.reads, network.input.mean, network.input.std, clips=network.input.frames > 1)
         self._frozen = [m for m in network.modules() if isinstance(m, _BatchNorm)][1:] if partial_bn else []
         for module in self._frozen:
             module.requires_grad_(False)
@@ -163,7 +163,7 @@ def _check_rows(reads: Reads, shape: tuple[int, ...]) -> None:
 
 
 def _build(config: NetworkConfig, num_classes: int, shape: tuple[int, ...]) -> Network:
-    in_chans = channels(config.reads, shape)
+    in_chans = channels(config.reads, shape, clips=reads_clips(config.name, config.library))
     try:
         return build_network(num_classes=num_classes, in_chans=in_chans, **dict(config))
     except NetworkError as error:

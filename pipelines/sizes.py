@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from extract.audio import duration_s
-from extract.config import Frames, FromVideo, Logmel, Networked, Segments, Tvl1, Uniform, snippet
+from extract.config import Frames, FromVideo, Logmel, Networked, Segments, Spread, Tvl1, Uniform, snippet
 from extract.media import MediaError, probe
 from extract.runtime import Model, feature_shape
 from extract.samples import PATCH, job_of
@@ -65,8 +65,8 @@ def _rows_per_video(store: Store) -> float | None:
     config, found = store.config, []
     if store.plan.generator is not None:
         return store.plan.generator.length
-    if isinstance(config, FromVideo) and isinstance(config.sampling, Uniform | Segments):
-        return config.sampling.n
+    if isinstance(config, FromVideo) and isinstance(config.sampling, Uniform | Segments | Spread):
+        return config.sampling.n * len(config.transform.views)
     videos = store.plan.videos.videos
     for video in videos[:: max(1, len(videos) // SAMPLE)]:
         try:
@@ -81,5 +81,6 @@ def _rows_of(path: Path, store: Store) -> int:
     if isinstance(config, Logmel):
         return max(0, int((duration_s(path, config.limits) - 0.975) // config.hop_s) + 1)
     if isinstance(config, FromVideo):
-        return len(rows(config.sampling, probe(path, config.limits).times_us, *snippet(config)))
+        starts = rows(config.sampling, probe(path, config.limits).times_us, *snippet(config))
+        return len(starts) * len(config.transform.views)
     raise TypeError(config.kind)

@@ -3,7 +3,7 @@
 from extract.networks import build
 """
 
-from extract.networks.libraries import Library, names
+from extract.networks.libraries import Library, names, reads_clips
 from extract.networks.registry import Network, build, save_network
 from extract.networks.rows import FromRows, Reads, channels
 from extract.networks.spec import InputSpec
@@ -21,6 +21,7 @@ __all__ = [
     "fill",
     "load_state",
     "names",
+    "reads_clips",
     "save_network",
     "save_state",
     "state_sha256",

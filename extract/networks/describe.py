@@ -35,6 +35,9 @@ PAPERS: tuple[tuple[str, Library], ...] = (
     ("r2plus1d_18", "torchvision"),
     ("s3d", "torchvision"),
     ("r3d34", "framepool"),
+    ("i3d", "framepool"),
+    ("kft_trunk", "framepool"),
+    ("c3d", "framepool"),
     ("mvit_v2_s", "torchvision"),
     ("swin3d_t", "torchvision"),
 )

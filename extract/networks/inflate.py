@@ -51,6 +51,9 @@ def inflate(
         source = name(key)
         if source is None:
             continue
+        if source not in state and key.endswith("num_batches_tracked"):  # which old files lack
+            found[key] = value
+            continue
         if source not in state:
             raise NetworkError(f"weights do not inflate: they lack {source!r}, which becomes {key!r}")
         flat = state[source]

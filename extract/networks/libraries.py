@@ -22,7 +22,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torchvision.models.video import S3D
 
-from extract.networks import audio
+from extract.networks import audio, i3d
+from extract.networks.c3d import C3d
 from extract.networks.flash import FlashCnn
 from extract.networks.r3d34 import R3d34
 from extract.networks.rows import Reads
@@ -31,8 +32,8 @@ from extract.networks.weights import NetworkError, fill
 
 Library = Literal["timm", "torchvision", "framepool"]
 LIBRARIES: Final[tuple[Library, ...]] = get_args(Library)
-OF_CLIPS: Final = MappingProxyType({"r3d34": R3d34})  # ours, of colours or of flow
-NETWORKS: Final = MappingProxyType({**audio.NETWORKS, "flash_cnn": FlashCnn, **OF_CLIPS})
+OF_CLIPS: Final[Mapping[str, Any]] = MappingProxyType({**i3d.NETWORKS, "c3d": C3d, "r3d34": R3d34})  # colours or flow
+NETWORKS: Final[Mapping[str, Any]] = MappingProxyType({**audio.NETWORKS, "flash_cnn": FlashCnn, **OF_CLIPS})
 CLIP: Final = 16  # frames: what r3d_18 and its kin, and mvit_v2_s, were trained on; the library says so in prose only
 CLIPS: Final[Mapping[str, int]] = MappingProxyType({"s3d": 64})  # Xie et al. (ECCV 2018), §3
 
@@ -151,13 +152,14 @@ def _torchvision(name: str, pretrained: bool, in_chans: int, options: dict[str, 
 
 
 def _framepool(name: str, pretrained: bool, in_chans: int, options: dict[str, Any]) -> tuple[nn.Module, InputSpec]:
-    if pretrained and name not in OF_CLIPS:
+    pictures = getattr(OF_CLIPS.get(name), "pictures", None)  # the network of torchvision's that it is made of
+    if pretrained and pictures is None:
         raise NetworkError(f"weights DEFAULT of {name} cannot be had: framepool has none; give `weights:` a local file")
     if name in OF_CLIPS:
         clips = OF_CLIPS[name](in_chans=in_chans, **options)
-        if pretrained:
-            pictures, _ = make(clips.pictures, "torchvision", True, 3, {})
-            fill(clips, clips.adopt(pictures.state_dict())[0], f"DEFAULT of {name}")
+        if pretrained and pictures is not None:
+            flat, _ = make(pictures, "torchvision", True, 3, {})
+            fill(clips, clips.adopt(flat.state_dict())[0], f"DEFAULT of {name}")
         return clips, clips.spec
     if in_chans != 1:
         raise NetworkError(f"framepool's {name} reads 1 channel, grey or log-mel; got in_chans {in_chans}")

@@ -66,6 +66,7 @@ class R3d34(nn.Module):
     """63.5 million parameters. `classes` are those of the weights: ImageNet's 1000 where they are of pictures."""
 
     spec: ClassVar = InputSpec(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bilinear", 0.875, frames=16)
+    channels: ClassVar = 3
     pictures: ClassVar = "resnet34"  # the network of torchvision's that it is made of
     feature_dim = 512
 

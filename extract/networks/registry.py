@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from extract.networks.inflate import Inflation
+from extract.networks.inflate import inflate as inflated
 from extract.networks.layers import Layer
 from extract.networks.libraries import Library, make, own_channels, own_reads, split
 from extract.networks.rows import Reads
@@ -75,6 +77,7 @@ def build(
     reads: Reads | None = None,
     layer: str | None = None,
     pool: bool = True,
+    inflate: Inflation | None = None,
 ) -> Network:
     """The network `name` of `library`, in evaluation mode.
 
@@ -84,6 +87,9 @@ def build(
 
     `in_chans`: None is what the weights have, or 3, or 1 for log-mel. Weights of 3 channels fit any number of them, see
     `across_channels`. `reads` says what rows are made of; None is what the weights say, or rgb; sound is always logmel.
+
+    With `inflate` the file's weights are of the 2D network that `name` is the 3D form of; see that module. Its
+    classifier is not taken; ``num_classes`` gives a fresh one.
 
     `layer` is the path of a module of the trunk (``layer3``, ``blocks.4``) whose output is wanted; see `Layer`. Its
     features are others than the classifier knows, so this one goes; ``num_classes`` gives a fresh one.
@@ -95,6 +101,8 @@ def build(
     if layer is None and not pool:
         raise NetworkError(f"{name}: pool: false gives the map of a layer: name one with `layer`")
     state, notes = load_state(weights) if isinstance(weights, Path) else ({}, {})
+    if inflate is not None:
+        state, notes = _flat(state, notes, weights)
     found = own_reads(name, library) or reads or notes.get("input", {}).get("reads", "rgb")
     in_chans = in_chans or notes.get("in_chans") or (1 if found == "logmel" else own_channels(name, library))
     asked = {"name": name, "library": library, "in_chans": in_chans, "options": dict(options or {})}
@@ -103,11 +111,13 @@ def build(
     spread = partial(across_channels, colours_first=found == "stacked")
     whole, spec = _made(asked, weights, spread)
     fresh: tuple[str, ...] = ()
-    if isinstance(weights, Path) and not ours:
+    if isinstance(weights, Path) and inflate is not None:
+        fresh = _inflated(whole, state, inflate, str(weights))
+    elif isinstance(weights, Path) and not ours:
         fresh = _filled(whole, state, str(weights), spread)
     trunk, classifier, feature_dim = split(whole, library)
     if "input" in notes:
-        spec = InputSpec.of(notes["input"])
+        spec = replace(InputSpec.of(notes["input"]), frames=spec.frames)
     network = Network(trunk, classifier, (feature_dim,), replace(spec, reads=found), asked)
     if ours:
         k = notes["num_classes"]
@@ -118,7 +128,7 @@ def build(
     if layer is not None:
         network.trunk = tapped = Layer(trunk.eval(), layer, network.input.shape(in_chans), pool=pool)
         network.feature_shape = tapped.shape
-    if (layer, pool) != (notes.get("layer"), notes.get("pool", True)):
+    if inflate is not None or (layer, pool) != (notes.get("layer"), notes.get("pool", True)):
         network.classifier = nn.Identity()
     if num_classes is not None and num_classes != network.num_classes:
         if num_classes and len(network.feature_shape) > 1:
@@ -174,3 +184,28 @@ def _filled(whole: nn.Module, state: Mapping[str, torch.Tensor], where: str, spr
     taken, fresh = whole.adopt(state) if hasattr(whole, "adopt") else (state, ())  # type: ignore[operator]
     fill(whole, {**{key: own[key] for key in fresh}, **spread(taken, whole)}, where)
     return fresh
+
+
+def _flat(
+    state: Mapping[str, torch.Tensor], notes: Mapping[str, Any], weights: Path | str | None
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The trunk of a 2D network with its library's own keys, and what it was trained to see."""
+    if weights == "DEFAULT":
+        raise NetworkError("weights are inflated from a file of a 2D network: expected a path, got DEFAULT")
+    trunk = {key.removeprefix("trunk."): value for key, value in state.items() if not key.startswith("classifier.")}
+    return trunk, {"input": notes["input"]} if "input" in notes else {}
+
+
+def _inflated(whole: nn.Module, state: Mapping[str, torch.Tensor], how: Inflation, where: str) -> tuple[str, ...]:
+    """Fill `whole` from 2D weights; the keys that stay random, those of the classifier apart."""
+
+    def alike(key: str) -> str | None:
+        return None if key.startswith("fc.") else key
+
+    own = whole.state_dict()
+    try:
+        taken = inflated(state, own, how, getattr(whole, "flat_key", alike))
+    except NetworkError as error:
+        raise NetworkError(f"{error}: {where}") from None
+    fill(whole, {**own, **across_channels(taken, whole)}, where)
+    return tuple(key for key in own if key not in taken and not key.startswith("fc."))

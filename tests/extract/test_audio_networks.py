@@ -17,7 +17,7 @@ def patches(seed: int = 0) -> torch.Tensor:
 
 
 def test_names() -> None:
-    assert names("framepool") == ["vgg16_audio", "vggish", "yamnet", "flash_cnn", "r3d34"]
+    assert {"vgg16_audio", "vggish", "yamnet"} <= set(names("framepool"))
     with pytest.raises(NetworkError, match=r"unknown network: timm: 'yamnet'; framepool has it: set `library: framep"):
         build("yamnet")
     with pytest.raises(NetworkError, match=r"unknown network: framepool: 'vgish'; near: vggish"):

@@ -45,7 +45,12 @@ SMALL: list[tuple[str, Library]] = [
     ("googlenet", "torchvision"),
     ("inception_v3", "torchvision"),
     ("vgg16", "timm"),
+    ("r3d_18", "torchvision"),
+    ("i3d", "framepool"),
+    ("kft_trunk", "framepool"),
+    ("c3d", "framepool"),
 ]
+CLASSES = {"r3d_18": 400, "i3d": 400, "kft_trunk": 400, "c3d": 487}  # 1000 of all others
 LINEAR = [pair for pair in SMALL if pair[0] != "squeezenet1_0"]
 
 
@@ -54,12 +59,12 @@ LINEAR = [pair for pair in SMALL if pair[0] != "squeezenet1_0"]
 def test_every_network_is_a_trunk_and_a_classifier(name: str, library: Library) -> None:
     with torch.device("meta"):
         network = build(name, library=library)
-        images = torch.empty(2, 3, network.input.size_px, network.input.size_px)  # (B, C, H, W)
+        images = torch.empty(2, *network.input.shape(3))  # (B, C, H, W) or (B, C, T, H, W)
     assert not network.training
     features = network.trunk(images)
     assert features.shape == (2, network.feature_dim)
     assert network.classifier(features).shape == network(images).shape == (2, network.num_classes)
-    assert network.num_classes == 1000 and network.input.resize_px >= network.input.size_px
+    assert network.num_classes == CLASSES.get(name, 1000) and network.input.resize_px >= network.input.size_px
     with torch.device("meta"):
         trunk = build(name, library=library, num_classes=0)
         own = build(name, library=library, num_classes=7)
@@ -554,8 +559,8 @@ def test_rows_and_a_layer_convert_to_openvino(reads: Reads, shape: tuple[int, ..
 
 
 def test_every_paper_is_described() -> None:
-    sounds = {name for name, library in PAPERS if library == "framepool" and name != "r3d34"}
-    assert sounds == {"vgg16_audio", "vggish", "yamnet"} and describe("yamnet", "framepool")["input"] == [1, 96, 64]
+    ours = {name for name, library in PAPERS if library == "framepool"}
+    assert ours == set(names("framepool")) - {"flash_cnn"} and describe("yamnet", "framepool")["input"] == [1, 96, 64]
     assert describe("vggish", "framepool")["parameters"] == 72_141_184
     assert describe("yamnet", "framepool")["macs"] == pytest.approx(69e6, rel=0.02)
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.config import Clips, Every, Fps, Segments, Uniform
+from extract.config import Clips, Every, Fps, Sampling, Segments, Spread, Uniform
 from extract.sampling import equal_intervals, rows
 
 counts, small = st.integers(1, 400), st.integers(1, 40)
@@ -87,12 +87,23 @@ def test_clips(total: int, frames: int, stride: int, hop: int | None) -> None:
     assert chosen.tolist() == found
 
 
+@given(counts, st.integers(1, 12), st.integers(1, 20), st.integers(1, 5))
+def test_spread(total: int, n: int, frames: int, stride: int) -> None:
+    """From the first frame to the last; each start once; shorter than a clip, the video again and again."""
+    last = max(0, total - 1 - (frames - 1) * stride)
+    starts = [last // 2] if n == 1 else sorted({j * last // (n - 1) for j in range(n)})
+    expected = [[(start + i * stride) % total for i in range(frames)] for start in starts]
+    sampling = Spread(kind="spread", n=n, frames=frames, stride=stride)
+    assert rows(sampling, times(total), frames, stride).tolist() == expected
+
+
 ALL = [
     Uniform(n=5),
     Every(kind="every", k=2),
     Fps(kind="fps", fps=3),
     Segments(n=4, length=3),
     Clips(frames=6, stride=2, hop=1),
+    Spread(kind="spread", n=4, frames=6, stride=2),
 ]
 SNIPPETS = [(1, 1), (3, 1), (6, 2)]
 
@@ -100,21 +111,19 @@ SNIPPETS = [(1, 1), (3, 1), (6, 2)]
 @pytest.mark.parametrize(("frames", "stride"), SNIPPETS)
 @pytest.mark.parametrize("sampling", ALL, ids=lambda s: s.kind)
 @given(total=counts)
-def test_what_holds_of_all(
-    sampling: Uniform | Every | Fps | Segments | Clips, frames: int, stride: int, total: int
-) -> None:
+def test_what_holds_of_all(sampling: Sampling, frames: int, stride: int, total: int) -> None:
     chosen = rows(sampling, times(total), frames, stride)
     assert chosen.dtype == np.int64 and chosen.shape[1:] == (frames,)
     assert ((chosen >= 0) & (chosen < total)).all()
     assert (np.diff(chosen[:, 0]) > 0).all()
     whole = total >= (frames - 1) * stride + 1
-    assert (len(chosen) > 0) == (whole or isinstance(sampling, Clips))
+    assert (len(chosen) > 0) == (whole or isinstance(sampling, Clips | Spread))
     if whole:
         assert (chosen == chosen[:, :1] + np.arange(frames) * stride).all()
 
 
 @pytest.mark.parametrize("sampling", ALL, ids=lambda s: s.kind)
-def test_a_video_without_frames_has_no_rows(sampling: Uniform | Every | Fps | Segments | Clips) -> None:
+def test_a_video_without_frames_has_no_rows(sampling: Sampling) -> None:
     assert rows(sampling, times(0), 3).shape == (0, 3)
 
 

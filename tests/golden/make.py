@@ -25,6 +25,9 @@ NETWORKS: tuple[tuple[str, Library, tuple[int, ...]], ...] = (
     ("r3d_18", "torchvision", (3, 4, 32, 32)),
     ("r2plus1d_18", "torchvision", (3, 4, 32, 32)),
     ("r3d34", "framepool", (3, 4, 32, 32)),
+    ("i3d", "framepool", (3, 9, 33, 32)),
+    ("kft_trunk", "framepool", (3, 8, 112, 112)),
+    ("c3d", "framepool", (3, 16, 112, 112)),
 )
 SHOWN = 5
 
