@@ -60,6 +60,16 @@ def centre_box(height_px: int, width_px: int, size_px: int) -> Tensor:
     return torch.tensor([top, left, top + side, left + side], dtype=torch.float32)
 
 
+def centre(maps: Tensor, size_px: int) -> Tensor:
+    """(R,C,H,W) float -> (R,C,size,size): `resample` of `centre_box` without a grid, for graphs that are exported."""
+    side = min(*maps.shape[-2:], size_px)
+    top, left = ((px - side) // 2 for px in maps.shape[-2:])
+    crops = maps[..., top : top + side, left : left + side]
+    if side == size_px:
+        return crops
+    return nn.functional.interpolate(crops, (size_px, size_px), mode="bilinear", align_corners=False)
+
+
 def resample(maps: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     """(R,C,H,W) float, (R,4) -> (R,C,size,size): each box of each map, bilinear."""
     height_px, width_px = maps.shape[-2:]

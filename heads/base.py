@@ -79,7 +79,7 @@ class Head(nn.Module):
         for modality in self._stood_in:
             mask = masks[modality]
             lacks = ~mask.any(dim=1, keepdim=True)  # (B,1)
-            if not bool(lacks.any()):
+            if surely(~lacks):
                 continue
             only = torch.arange(mask.shape[1], device=mask.device) == 0  # (L,)
             put = lacks & (only if self._align in (None, modality) else masks[self._align])  # (B,L)
@@ -144,7 +144,13 @@ def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
 
 def zero_padding(rows: Tensor, mask: Tensor) -> Tensor:
     """(B,L,D), (B,L) -> (B,L,D): padding set to zero, for 0 * inf would be NaN; no copy where there is none."""
-    return rows if bool(mask.all()) else rows.masked_fill(~mask[..., None], 0)
+    return rows if surely(mask) else rows.masked_fill(~mask[..., None], 0)
+
+
+def surely(condition: Tensor) -> bool:
+    """Whether `condition` holds all over a batch, so that work can be left out. Never in a graph that is exported: it
+    must serve batches that are not known yet."""
+    return not torch.compiler.is_compiling() and bool(condition.all())
 
 
 class OnMeans(Head):

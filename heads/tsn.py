@@ -25,8 +25,8 @@ from extract.networks import FromRows, Network, NetworkError, Reads, channels, s
 from extract.networks import build as build_network
 from features.batches import Select, all_rows, segment_rows
 from features.errors import UserError
-from heads.augment import MOTION_SCALES, SCALES, centre_box, random_boxes, resample
-from heads.base import Head, Shapes
+from heads.augment import MOTION_SCALES, SCALES, centre, centre_box, random_boxes, resample
+from heads.base import Head, Shapes, masked_mean
 from heads.kinds import NetworkConfig
 
 _ROWS_A_STEP: Final = 64  # maps that a test puts through the CNN at once
@@ -94,6 +94,9 @@ class Tsn(Head):
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
         """(B,L,*S) -> (B,C): padded rows never reach the CNN, nor its batch norms."""
         rows, mask = features[self.modality], masks[self.modality]
+        if torch.compiler.is_compiling() and not self.training:
+            scores = self._scores(rows.flatten(0, 1), None)  # padding too: how many rows there are is not known
+            return masked_mean(scores.view(*mask.shape, -1), mask)
         video = mask.nonzero()[:, 0]  # (R,)
         maps = rows[mask]  # (R,*S)
         boxes = self._boxes(len(rows), maps.device)[video]
@@ -119,24 +122,25 @@ class Tsn(Head):
             return boxes.to(device)
         return centre_box(self.height_px, self.width_px, self.network.input.size_px).expand(videos, 4).to(device)
 
-    def _scores(self, maps: Tensor, boxes: Tensor) -> Tensor:
-        """(R,*S), (R,4) -> (R,C) float32."""
+    def _scores(self, maps: Tensor, boxes: Tensor | None) -> Tensor:
+        """(R,*S), (R,4) or None for the middle -> (R,C) float32."""
         images = self.rows(self._cropped(maps, boxes)).contiguous(memory_format=self._layout)
         scores: Tensor = self.network.classifier(self.dropout(self.network.trunk(images)))
         return scores.float()
 
-    def _cropped(self, maps: Tensor, boxes: Tensor) -> Tensor:
+    def _cropped(self, maps: Tensor, boxes: Tensor | None) -> Tensor:
         """(R,*S), (R,4) -> each row's box, resampled to the CNN's input; what moves right in a mirror moves left."""
         side_px = self.network.input.size_px
         still = not self.training or self.augment == "none"
         if self.reads == "logmel" or (still and self.height_px == self.width_px == side_px):
             return maps
-        images = maps.reshape(len(maps), -1, *maps.shape[-3:]).permute(0, 1, 4, 2, 3).flatten(1, 2)  # (R,T*C,H,W)
-        images = resample(images.float(), boxes, side_px)
-        images = images.reshape(len(maps), -1, maps.shape[-1], side_px, side_px).permute(0, 1, 3, 4, 2)  # (R,T,H,W,C)
-        if self.reads == "flow":
+        count, channels_ = maps.shape[0], maps.shape[-1]
+        images = maps.reshape(count, -1, *maps.shape[-3:]).permute(0, 1, 4, 2, 3).flatten(1, 2).float()  # (R,T*C,H,W)
+        images = centre(images, side_px) if boxes is None else resample(images, boxes, side_px)
+        images = images.reshape(count, -1, channels_, side_px, side_px).permute(0, 1, 3, 4, 2)  # (R,T,H,W,C)
+        if self.reads == "flow" and boxes is not None:
             images = turned(images, boxes[:, 1] > boxes[:, 3])
-        return images.reshape(len(maps), *maps.shape[1:-3], side_px, side_px, maps.shape[-1])
+        return images.reshape(count, *maps.shape[1:-3], side_px, side_px, channels_)
 
     def extra_files(self) -> dict[str, bytes]:
         """The CNN alone, with the input that it was trained for."""

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from features.batches import Select, all_rows, segment_rows
-from heads.base import Head, Shapes, masked_mean, vector_sizes
+from heads.base import Head, Shapes, masked_mean, surely, vector_sizes
 from heads.ordered import at_most, steps
 
 _INSIDE: Final = 0.1  # dropout
@@ -68,7 +68,7 @@ class Attention(nn.Module):
         """(B,L,E), (B,L) bool -> (B,L,E)."""
         q, k, v = self.qkv(rows).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B,A,L,K)
         dropped = _INSIDE if self.training else 0.0
-        mask = None if bool(keys.all()) else keys[:, None, None]
+        mask = None if surely(keys) else keys[:, None, None]
         found = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropped, scale=self.scale)
         projected: Tensor = self.out(found.transpose(1, 2).flatten(2))
         return projected
