@@ -39,7 +39,7 @@ from features.atomic import Lock, make_folder, publish_folder, write_json
 from features.errors import UserError
 from features.recipe import digest, file_sha256
 
-__all__ = ["Compared", "Engine", "Model", "engine", "feature_shape", "prepare"]
+__all__ = ["Compared", "Engine", "Model", "engine", "feature_shape", "prepare", "whole_network"]
 
 Rows = npt.NDArray[Any]
 READS: Final = {"rgb": "rgb", "trunk": "rgb", "rgbdiff": "rgbdiff", "flow": "flow", "audio": "logmel"}
@@ -241,7 +241,7 @@ def feature_shape(model: Model) -> tuple[int, ...]:
         shape, dtype = model.example(facts)
         rows = torch.empty((1, *shape[1:]), dtype=torch.uint8 if dtype == np.uint8 else torch.float32)
         with torch.inference_mode():
-            return tuple(_whole(network, facts)(rows).shape[1:])
+            return tuple(whole_network(network, facts)(rows).shape[1:])
 
 
 def _convert(model: Model, folder: Path) -> None:
@@ -251,7 +251,7 @@ def _convert(model: Model, folder: Path) -> None:
     network, facts = model.build()
     shape, dtype = model.example(facts)
     example = torch.zeros(shape, dtype=torch.uint8 if dtype == np.uint8 else torch.float32)
-    whole = _whole(network, facts)
+    whole = whole_network(network, facts)
     with torch.inference_mode():
         facts["row_shape"] = list(whole(example[:1]).shape[1:])
     partial = folder.with_suffix(".partial")
@@ -270,7 +270,7 @@ def _convert(model: Model, folder: Path) -> None:
     publish_folder(partial, folder)
 
 
-def _whole(network: Any, facts: Mapping[str, Any]) -> Any:
+def whole_network(network: Any, facts: Mapping[str, Any]) -> Any:
     """The network on rows as they come: (B, *S) -> (B, *F) float32."""
     import torch
 
@@ -354,7 +354,7 @@ class _Torch:
         shape, dtype = model.example(facts)
         network, _ = model.build()
         layout = torch.channels_last_3d if network.input.frames > 1 else torch.channels_last
-        whole = _whole(network, facts).to(self._device, memory_format=layout)
+        whole = whole_network(network, facts).to(self._device, memory_format=layout)
         self._run: Any = torch.compile(whole) if cuda else whole
         self._autocast: Any = lambda: torch.autocast(self._device.type, torch.bfloat16, enabled=precision == "bf16")
         kind = torch.uint8 if dtype == np.uint8 else torch.float32

@@ -22,7 +22,7 @@ from typing import Any, Final, cast
 import torch
 from torch import Tensor, nn
 
-from heads.base import Head, Shapes, vector_sizes, zero_padding
+from heads.base import Head, Shapes, surely, vector_sizes, zero_padding
 from heads.dropout import DropoutLinear
 from heads.memory import Kept
 
@@ -40,7 +40,7 @@ class AverageWeights(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """(B,L,D) -> scores (B,N,L)."""
-        return rows.new_zeros(len(rows), self.units, rows.shape[1])
+        return rows.new_zeros(rows.shape[0], self.units, rows.shape[1])
 
 
 class Fc1Weights(nn.Linear):
@@ -112,7 +112,7 @@ class Cluster(nn.Module):
         rows = zero_padding(rows, mask)
         units = self._units(self.attention(rows, mask), rows)  # (B,N,D)
         some = mask.any(dim=1)
-        return (units if bool(some.all()) else units * some[:, None, None]).flatten(1)
+        return (units if surely(some) else units * some[:, None, None]).flatten(1)
 
     def _units(self, attention: Tensor, rows: Tensor) -> Tensor:
         """(B,N,L), (B,L,D) -> (B,N,D); on a CPU a step with many of them is trained in memory that is kept."""

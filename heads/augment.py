@@ -61,6 +61,16 @@ def centre_box(height_px: int, width_px: int, size_px: int) -> Tensor:
     return torch.tensor([top, left, top + side, left + side], dtype=torch.float32)
 
 
+def centre(maps: Tensor, size_px: int) -> Tensor:
+    """(R,C,H,W) float -> (R,C,size,size): `resample` of `centre_box` without a grid, for graphs that are exported."""
+    side = min(*maps.shape[-2:], size_px)
+    top, left = ((px - side) // 2 for px in maps.shape[-2:])
+    crops = maps[..., top : top + side, left : left + side]
+    if side == size_px:
+        return crops
+    return nn.functional.interpolate(crops, (size_px, size_px), mode="bilinear", align_corners=False)
+
+
 def resample(maps: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     """(R,C,H,W) float, (R,4) -> (R,C,size,size): each box of each map, bilinear."""
     height_px, width_px = maps.shape[-2:]
@@ -75,15 +85,16 @@ def resample(maps: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     return nn.functional.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def crop_rows(rows: Tensor, boxes: Tensor, size_px: int, *, flow: bool) -> Tensor:
-    """(R,*T,H,W,C) uint8 or float, (R,4) -> (R,*T,size,size,C) float32: the box of each row, alike in all its frames;
-    of mirrored `flow`, what moved right moves left."""
-    images = rows.reshape(len(rows), -1, *rows.shape[-3:]).permute(0, 1, 4, 2, 3).flatten(1, 2)  # (R,T*C,H,W)
-    images = resample(images.float(), boxes, size_px)
-    images = images.reshape(len(rows), -1, rows.shape[-1], size_px, size_px).permute(0, 1, 3, 4, 2)  # (R,T,H,W,C)
-    if flow:
+def crop_rows(rows: Tensor, boxes: Tensor | None, size_px: int, *, flow: bool) -> Tensor:
+    """(R,*T,H,W,C) uint8 or float, (R,4) -> (R,*T,size,size,C) float32: the box of each row, alike in all its frames,
+    or the middle; of mirrored `flow`, what moved right moves left."""
+    count, channels = rows.shape[0], rows.shape[-1]  # no len(): an exported graph must not fix it
+    images = rows.reshape(count, -1, *rows.shape[-3:]).permute(0, 1, 4, 2, 3).flatten(1, 2).float()  # (R,T*C,H,W)
+    images = centre(images, size_px) if boxes is None else resample(images, boxes, size_px)
+    images = images.reshape(count, -1, channels, size_px, size_px).permute(0, 1, 3, 4, 2)  # (R,T,H,W,C)
+    if flow and boxes is not None:
         images = turned(images, boxes[:, 1] > boxes[:, 3])
-    return images.reshape(len(rows), *rows.shape[1:-3], size_px, size_px, rows.shape[-1])
+    return images.reshape(count, *rows.shape[1:-3], size_px, size_px, channels)
 
 
 def turned(flow: Tensor, mirrored: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from heads.base import Head, Shapes, masked_mean, vector_sizes, zero_padding
 from heads.dropout import Dropout
-from heads.ordered import BatchNorm, pick
+from heads.ordered import BatchNorm, pick, states
 
 
 class _Both(nn.Module):
@@ -33,8 +33,8 @@ class _Both(nn.Module):
         rows = self.norm(zero_padding(rows, mask), mask)
         last = mask.sum(dim=1, keepdim=True) - 1
         turned = pick(rows, (last - torch.arange(rows.shape[1], device=rows.device)).clamp_min(0))
-        states = self.forwards(rows)[0], self.backwards(turned)[0]
-        return torch.cat([masked_mean(s, mask) for s in states], dim=1)
+        both = states(self.forwards, rows), states(self.backwards, turned)
+        return torch.cat([masked_mean(s, mask) for s in both], dim=1)
 
 
 class BiLstm(Head):

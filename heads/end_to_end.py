@@ -79,6 +79,8 @@ class Encoder(nn.Module):
             boxes = random_boxes(len(clips), height_px, width_px, mirror=mirror, generator=None, scales=scales)
         elif height_px == width_px == self.size_px:
             return clips
+        elif torch.compiler.is_compiling():
+            return crop_rows(clips, None, self.size_px, flow=False)
         else:
             boxes = centre_box(height_px, width_px, self.size_px).expand(len(clips), 4)
         return crop_rows(clips, boxes.to(clips.device), self.size_px, flow=self.config.reads == "flow")

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from heads.base import Shapes, zero_padding
+from heads.base import Shapes, surely, zero_padding
 
 
 def steps(features: Mapping[str, Tensor], masks: Mapping[str, Tensor], shapes: Shapes) -> tuple[Tensor, Tensor]:
@@ -35,16 +35,29 @@ def spread(rows: Tensor, mask: Tensor, n: int) -> Tensor:
 
 def at_most(rows: Tensor, mask: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """(B,L,D), (B,L) -> (B,n,D), (B,n): n rows at equal intervals of a longer video, a shorter one as it is."""
-    if rows.shape[1] <= n:
+    if not torch.compiler.is_compiling() and rows.shape[1] <= n:
         return rows, mask
     counts, j = mask.sum(dim=1, keepdim=True), torch.arange(n, device=mask.device)
     index = torch.where(counts > n, (2 * j + 1) * counts // (2 * n), j)
-    return pick(rows, index), j < counts
+    return pick(rows, index.clamp_max(rows.shape[1] - 1)), j < counts
 
 
 def pick(rows: Tensor, index: Tensor) -> Tensor:
     """(B,L,D), (B,n) -> (B,n,D): the rows of these numbers."""
     return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[2]))
+
+
+def states(lstm: nn.LSTM, rows: Tensor) -> Tensor:
+    """(B,L,F) -> (B,L,H): what a one-way LSTM gives at each row. Torch's export takes L for fixed behind an LSTM; rows
+    that are picked by number have it free again, so an exported graph has one layer after the other."""
+    if not torch.compiler.is_compiling():
+        found: Tensor = lstm(rows)[0]
+        return found
+    zeros = rows.new_zeros(1, rows.shape[0], lstm.hidden_size)
+    numbers = torch.arange(rows.shape[1], device=rows.device).expand(rows.shape[0], -1)
+    for weights in lstm.all_weights:
+        rows = pick(torch.lstm(rows, (zeros, zeros), [*weights], True, 1, 0.0, False, False, True)[0], numbers)
+    return rows
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -55,7 +68,7 @@ class BatchNorm(nn.BatchNorm1d):
         flat = rows.reshape(-1, rows.shape[-1])
         if not self.training:
             return super().forward(flat).view_as(rows)
-        there = None if mask is None or bool(mask.all()) else mask.reshape(-1)
+        there = None if mask is None or surely(mask) else mask.reshape(-1)
         kept = flat if there is None else flat[there]
         if len(kept) < 2:
             self.eval()

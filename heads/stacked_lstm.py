@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from heads.base import Head, Shapes, masked_mean, vector_sizes
-from heads.ordered import steps
+from heads.ordered import states, steps
 
 
 class StackedLstm(Head):
@@ -30,4 +30,4 @@ class StackedLstm(Head):
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
         """(B,L,D) a modality -> (B,C)."""
         rows, mask = steps(features, masks, self.shapes)
-        return masked_mean(self.classifier(self.lstm(self.dropout(rows))[0]), mask)
+        return masked_mean(self.classifier(states(self.lstm, self.dropout(rows))), mask)

@@ -49,7 +49,7 @@ class TsLstm(Head):
         total, counts = len(self.norms), mask.sum(dim=1, keepdim=True)  # (B,1)
         first = number * counts // total
         stop = torch.maximum((number + 1) * counts // total, (first + 1).clamp_max(counts))
-        index = first + torch.arange(-(-rows.shape[1] // total), device=mask.device)  # (B,W)
+        index = first + torch.arange((rows.shape[1] + total - 1) // total, device=mask.device)  # (B,W)
         there = index < stop
         normal = self.norms[number](pick(rows, index.clamp_max(rows.shape[1] - 1)), there)
         largest = normal.masked_fill(~there[..., None], -torch.inf).amax(dim=1)

@@ -26,7 +26,7 @@ from extract.networks import build as build_network
 from features.batches import Select, all_rows, segment_rows
 from features.errors import UserError
 from heads.augment import MOTION_SCALES, SCALES, centre_box, crop_rows, random_boxes
-from heads.base import Head, Shapes
+from heads.base import Head, Shapes, masked_mean
 from heads.kinds import NetworkConfig
 
 _ROWS_A_STEP: Final = 64  # maps that a test puts through the CNN at once
@@ -94,6 +94,9 @@ class Tsn(Head):
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
         """(B,L,*S) -> (B,C): padded rows never reach the CNN, nor its batch norms."""
         rows, mask = features[self.modality], masks[self.modality]
+        if torch.compiler.is_compiling() and not self.training:
+            scores = self._scores(rows.flatten(0, 1), None)  # padding too: how many rows there are is not known
+            return masked_mean(scores.view(*mask.shape, -1), mask)
         video = mask.nonzero()[:, 0]  # (R,)
         maps = rows[mask]  # (R,*S)
         boxes = self._boxes(len(rows), maps.device)[video]
@@ -119,13 +122,13 @@ class Tsn(Head):
             return boxes.to(device)
         return centre_box(self.height_px, self.width_px, self.network.input.size_px).expand(videos, 4).to(device)
 
-    def _scores(self, maps: Tensor, boxes: Tensor) -> Tensor:
-        """(R,*S), (R,4) -> (R,C) float32."""
+    def _scores(self, maps: Tensor, boxes: Tensor | None) -> Tensor:
+        """(R,*S), (R,4) or None for the middle -> (R,C) float32."""
         images = self.rows(self._cropped(maps, boxes)).contiguous(memory_format=self._layout)
         scores: Tensor = self.network.classifier(self.dropout(self.network.trunk(images)))
         return scores.float()
 
-    def _cropped(self, maps: Tensor, boxes: Tensor) -> Tensor:
+    def _cropped(self, maps: Tensor, boxes: Tensor | None) -> Tensor:
         """(R,*S), (R,4) -> each row's box, resampled to the CNN's input; what moves right in a mirror moves left."""
         side_px = self.network.input.size_px
         still = not self.training or self.augment == "none"

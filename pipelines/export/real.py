@@ -1,0 +1,122 @@
+"""Real videos of a run's test list, for checking exported graphs: their stored rows, their samples, their frames.
+
+Whatever is no longer there (videos, stores, a temporary store's maps) is left out; the report then says less.
+
+    clips = real_clips(run, 24)
+    inputs, logits = real_rows(run, clips)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from av.video.frame import VideoFrame
+
+from extract.config import FromVideo, Networked
+from extract.media import Decoded, MediaError, decode, probe
+from extract.samples import job_of, samples
+from extract.sampling import rows as frame_numbers
+from features.batches import Features
+from features.errors import FramepoolError
+from features.outcome import Outcome
+from pipelines.export.graphs import frames_a_row, pictures
+from pipelines.export.write import Array
+from pipelines.of_run import OfRun, Source
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Test videos of a run: their ids and files, and their rows where all stores hold them."""
+
+    run: OfRun
+    paths: dict[str, Path]
+    features: Features | None
+
+    def frames(self) -> Iterator[tuple[Array, Array]]:
+        """((1,L,[T,]H,W,3) uint8, logits (C,)): the frames that the extractor samples, as large as they are coded, and
+        what the run makes of the stored rows."""
+        if self.features is None:
+            return
+        modality, reader, _ = pictures(self.run)
+        for number, path in enumerate(self.paths.values()):
+            if path.is_file() and bool(self.features.has_rows()[number]):
+                with suppress(MediaError):
+                    found = full_frames(path, reader)
+                    inputs, logits = _inputs(self.run, self.features, torch.tensor([number]))
+                    if bool(inputs[f"{modality}_mask"].any()):
+                        yield found[None], logits[0]
+
+
+def real_clips(run: OfRun, videos: int) -> Clips:
+    """Up to `videos` of the test videos, evenly over the list."""
+    plan = run.plan
+    column = plan.videos.splits.index(run.record["split"])
+    test = [v for v in plan.videos.videos if v.splits[column] == "test"] if videos else []
+    chosen = test[:: max(1, len(test) // max(1, videos))][:videos]
+    features = None
+    with suppress(FramepoolError):
+        if chosen:
+            features = Features.open({m: s.store.folder for m, s in run.sources.items()}, [v.id for v in chosen])
+    return Clips(run, {v.id: plan.root / v.path if v.path else Path() for v in chosen}, features)
+
+
+def real_rows(run: OfRun, clips: Clips) -> tuple[dict[str, Array], Array] | None:
+    """The inputs of a head as a test gives them, and our logits (V,C); None without stores."""
+    if clips.features is None:
+        return None
+    return _inputs(run, clips.features, torch.arange(len(clips.features.ids)))
+
+
+def _inputs(run: OfRun, features: Features, videos: torch.Tensor) -> tuple[dict[str, Array], Array]:
+    config: Any = run.config
+    select = {m: run.head.test_rows(config.rows(m).test) for m in run.head.shapes}
+    rows, masks = features.batch(videos, select, None, config.align)
+    with torch.inference_mode():
+        logits = run.head(rows, masks).float().numpy()
+    named = {**rows, **{f"{m}_mask": mask for m, mask in masks.items()}}
+    return {name: value.numpy() for name, value in named.items()}, logits
+
+
+def real_features(source: Source, clips: Clips) -> Iterator[tuple[Array, Array]]:
+    """(samples (L,*S), stored rows (L,*D)) of each video, for a network that reads the video itself."""
+    if clips.features is None or not isinstance(source.config, Networked) or source.source is not None:
+        return
+    job = job_of(source.config, source.facts["transform"])
+    stored = clips.features.rows[source.store.extractor]
+    for number, path in enumerate(clips.paths.values()):
+        if not path.is_file() or not int(stored.lengths[number]):
+            continue
+        found = [item[1].copy() for _, item in samples(path, {0: job}) if not isinstance(item, Outcome)]
+        first = int(stored.starts[number])
+        rows = stored.data[first : first + int(stored.lengths[number])].float().numpy()
+        if len(found) == len(rows):
+            yield np.stack(found), rows
+
+
+def full_frames(path: Path, reader: Source) -> Array:
+    """(L,[T,]H,W,3) uint8: the frames that the extractor `reader` samples, unscaled. Raises `MediaError`."""
+    config = reader.config
+    if not isinstance(config, FromVideo):
+        raise TypeError(config.kind)
+    length = frames_a_row(reader)
+    step = getattr(config, "step", getattr(config.sampling, "stride", 1))
+    wanted = frame_numbers(config.sampling, probe(path, config.limits).times_us, length, step)
+    kept: dict[int, Array] = {}
+    for number, _, frame in decode(path, config.limits, Decoded()):
+        if number in wanted:
+            kept[number] = _rgb(frame)
+    rows = [row for row in wanted.tolist() if all(n in kept for n in row)]
+    if not rows:
+        raise MediaError("too_short", "no row")
+    return np.stack([kept[row[0]] if length == 1 else np.stack([kept[n] for n in row]) for row in rows])
+
+
+def _rgb(frame: VideoFrame) -> Array:
+    image: Array = frame.to_ndarray(format="rgb24")
+    return image
