@@ -155,6 +155,11 @@ class EncoderConfig(Config):
     augment: Literal["none", "crop", "crop_flip"] = Field(
         "crop_flip", description="TSN's multi-scale crop, and mirroring, alike in all frames of a clip"
     )
+    frozen_bn: bool = Field(
+        False,
+        description="batch norms keep the statistics that they came with, while their factors learn; for weights whose "
+        "norms were folded into the convolutions, and for small batches",
+    )
     of: Literal["logits", "softmax"] = Field("logits", description="what is averaged over the clips of a video")
 
 

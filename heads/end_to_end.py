@@ -22,10 +22,11 @@ Legend: B videos, L rows, S clips of a video, R clips in all, T frames, H W C ma
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from extract.networks import FromRows, Network, NetworkError, save_network
 from extract.networks import build as build_network
@@ -59,6 +60,15 @@ class Encoder(nn.Module):
             "flow" if config.reads == "flow" else "rgb", self.network.input.mean, self.network.input.std
         )
         self.network.to(memory_format=torch.channels_last)
+
+    def train(self, mode: bool = True) -> Self:
+        """As always; frozen batch norms stay in evaluation mode."""
+        super().train(mode)
+        if self.config.frozen_bn:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     @property
     def dim(self) -> int:

@@ -526,6 +526,15 @@ def test_rows_of_differences() -> None:
             assert float(maps[1, 3 * pair + c, 2, 3]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_rows_of_pictures_above_their_differences() -> None:
+    rows = bytes_of(2, 2, 5, 6, 3)
+    found = FromRows("stacked", MEAN, STD)(rows)
+    values = (rows.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    torch.testing.assert_close(found[:, :3], values[:, 1].permute(0, 3, 1, 2))
+    torch.testing.assert_close(found[:, 3:], (values[:, 1] - values[:, 0]).permute(0, 3, 1, 2), rtol=1e-4, atol=1e-5)
+    assert channels("stacked", (2, 5, 6, 3)) == 6
+
+
 def test_rows_of_sound() -> None:
     patches = torch.randn(2, 96, 64)
     assert torch.equal(FromRows("logmel", (0.0,), (1.0,))(patches), patches[:, None])

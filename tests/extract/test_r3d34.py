@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
 
 import heads
-from extract.networks import NetworkError, build, save_network
+from extract.config import Trunk
+from extract.networks import FromRows, NetworkError, build, save_network
 from extract.networks.describe import describe
+from extract.runtime import Model, engine, prepare
 
 
 def ours(**options: Any) -> Any:
@@ -123,3 +126,28 @@ def test_it_trains_in_a_tsn_head() -> None:
     clips = torch.randint(0, 256, (2, 1, 4, 32, 32, 3), dtype=torch.uint8)
     head({"clips": clips}, {"clips": torch.ones(2, 1, dtype=torch.bool)}).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in head.parameters())
+
+
+@pytest.mark.slow
+def test_both_runtimes_give_the_networks_features(pictures: tuple[Any, Path], tmp_path: Path) -> None:
+    """As a trunk extractor, its weights those of pictures: rows of clips in, features out."""
+    clips = np.random.default_rng(0).integers(0, 256, (2, 4, 64, 64, 3), dtype=np.uint8)
+    network = ours(weights=pictures[1])
+    with torch.no_grad():
+        plain = network.trunk(FromRows("rgb", network.input.mean, network.input.std)(torch.from_numpy(clips))).numpy()
+    for runtime in ("torch", "openvino"):
+        config = Trunk.model_validate(
+            {
+                "kind": "trunk",
+                "sampling": {"kind": "clips", "frames": 4},
+                "network": {"name": "r3d34", "library": "framepool", "weights": str(pictures[1])},
+                "transform": {"resize": 64, "crop": 64},
+                "batch": 2,
+                "runtime": runtime,
+            }
+        )
+        model = Model(config, pictures[1])
+        run = engine(model, prepare(model, tmp_path), tmp_path, threads=1)
+        found = run.finish(run.start(clips))
+        run.close()
+        assert np.linalg.norm(found - plain) / np.linalg.norm(plain) < 1e-5

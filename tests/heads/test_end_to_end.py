@@ -109,6 +109,16 @@ def test_frames_that_are_not_there_stay_out_of_the_batch_norms() -> None:
     assert torch.equal(means[0], means[1])
 
 
+def test_frozen_batch_norms_keep_their_statistics_and_learn_their_factors() -> None:
+    head = make(network={"frozen_bn": True}).train()
+    norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = [m.running_mean.clone() for m in norms]
+    head({"clips": rows((4, 32, 32, 3), 2, 2)}, whole(2, 2)).square().sum().backward()
+    assert head.head.training and norms and not any(m.training for m in norms)
+    assert all(torch.equal(m.running_mean, mean) for m, mean in zip(norms, before, strict=True))
+    assert all(m.weight.grad is not None and m.weight.grad.any() for m in norms)
+
+
 LENGTHS = torch.tensor([0, 1, 3, 4, 5, 8, 23])
 
 

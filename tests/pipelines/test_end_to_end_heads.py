@@ -151,6 +151,52 @@ def test_a_run_is_named_by_what_it_learns_from_and_begins_with(written: Path) ->
     assert plans.of("tuned").run("tuned", "1").digest != run.digest
 
 
+def test_an_extractor_takes_the_encoder_of_a_head(written: Path) -> None:
+    """As it takes the network of a tsn: the tuned CNN goes back into stage one."""
+    tuned = {"kind": "rgb", "source": "pixels", "transform": {"crop": 32}, "network": {"name": "resnet10t"}}
+    tuned["network"] = {"name": "resnet10t", "weights": {"run": "rgb"}, "options": SMALL["options"]}
+    config = changed("extractors.tuned", tuned)
+    config["heads"]["again"] = {"kind": "average", "features": ["tuned"]}
+    world.write_config(written, config)
+    plans.of.cache_clear()
+    plan = plans.of("tiny")
+    store = plan.store("tuned", "1")
+    assert store.trained_by == plan.run("rgb", "1") and str(store.weights).endswith("seed0/network.safetensors")
+    world.write_config(written, changed("extractors.tuned.network.weights", {"run": "again"}, config))
+    with pytest.raises(UserError, match=r"in extractors.tuned.network.weights.run, not 'again'"):
+        load("tiny")
+
+
+def test_the_papers_own_datasets_are_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """kinetics-vtn and, fine-tuned from it, ucf101-vtn, on lists of a few clips: every run, and what it waits for."""
+    (tmp_path / "config").mkdir()
+    for name in ("kinetics-vtn", "ucf101-vtn"):
+        (tmp_path / "config" / f"{name}.yaml").write_bytes((world.REPO / "config" / f"{name}.yaml").read_bytes())
+    kinetics, ucf = tmp_path / "data" / "kinetics", tmp_path / "data" / "ucf101"
+    for folder in (kinetics / "videos", ucf / "videos"):
+        folder.mkdir(parents=True)
+    header = "label,youtube_id,time_start,time_end,split\n"
+    rows = {"train": ("yoga,a", "archery,b", "zumba,c"), "val": ("yoga,d", "archery,e")}
+    for split, names in rows.items():
+        (kinetics / f"{split}.csv").write_text(header + "".join(f"{name},0,10,{split}\n" for name in names))
+    (kinetics / "mini-kinetics-200.txt").write_text("archery\nyoga\n")
+    world.write_list(ucf, [world.name_of(n) for n in range(world.VIDEOS)])
+    (ucf / "lists").rename(ucf / "ucfTrainTestlist")
+    monkeypatch.chdir(tmp_path)
+    plans.of.cache_clear()
+    (tuned,) = plans.requested(["results/ucf101-vtn"])
+    (first,) = tuned.needs
+    assert first.videos.classes == ("archery", "yoga") and len(first.videos.videos) == 4
+    by_head = {run.head: run for run in first.runs()}
+    assert [t.head for t in by_head["vtn_stacked_distilled"].waits_for] == ["vtn", "vtn_diff"]
+    assert [m.head for m in by_head["fused_flow"].waits_for] == ["frames", "flow_stack"]
+    assert by_head["cnn_3d"].stores["clips"].extractor == "clips"
+    for run in tuned.runs():
+        assert run.head == "vtn_two_streams" or run.start == by_head[run.head]
+    assert len(tuned.runs()) == 3 * 3
+    plans.of.cache_clear()
+
+
 def test_datasets_that_begin_with_each_others_runs(written: Path) -> None:
     world.write_config(written, changed("heads.rgb.start", {"run": "tuned", "dataset": "tuned"}))
     plans.of.cache_clear()
