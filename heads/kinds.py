@@ -206,6 +206,12 @@ class LogisticConfig(BaseConfig):
     c: PositiveFloat = Field(1.0, description="inverse weight of the penalty")
 
 
+class RunWeights(Config):
+    """Weights that another head of the dataset has trained, on the same split with the first seed."""
+
+    run: str = Field(min_length=1, description="the head")
+
+
 class NetworkConfig(Config):
     """A CNN by name, as `extract.networks.build` makes it."""
 
@@ -215,7 +221,11 @@ class NetworkConfig(Config):
         "rgb",
         description="what the rows are: pictures or clips, stacks of flow, snippets to take differences of, log-mel",
     )
-    weights: str | None = Field(None, description="null: random; DEFAULT: the library's own; else a file")
+    weights: str | RunWeights | None = Field(
+        None,
+        description="null: random; DEFAULT: the library's own; {run: HEAD}: what that head trained, such as flow begun "
+        "from pictures; else a file",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the library")
 
     @model_validator(mode="after")

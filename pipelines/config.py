@@ -16,7 +16,7 @@ from extract.config import ExtractorConfig, FromRun, Networked
 from features.errors import UserError, nearest
 from features.recipe import Config, file_sha256
 from features.videolist.config import VideoSource
-from heads.kinds import FusionConfig, HeadConfig, TsnConfig
+from heads.kinds import FusionConfig, HeadConfig, RunWeights, TsnConfig
 from pipelines.datasets.flash import FlashDigits, NoisyDigits
 from pipelines.sweeps import Sweep, expanded
 
@@ -26,10 +26,11 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 
 
 class Rendered(Config):
-    """Clips that the workflow renders itself, `count` of them, under ``work/<dataset>/videos/``."""
+    """Clips that the workflow renders itself, `count` of them, under ``work/<dataset>/videos/``: of one class each, or
+    scenes of several that come and go."""
 
     format: Literal["rendered"]
-    generator: Literal["demo"]
+    generator: Literal["demo", "scenes"]
     count: PositiveInt
 
 
@@ -64,12 +65,14 @@ class Dataset(Config):
             for modality in head.features:
                 if modality not in self.extractors:
                     raise ValueError(f"an extractor's name in heads.{name}.features, not {modality!r}")
-                if not self.extractors[modality].store:
-                    raise ValueError(f"a stored extractor in heads.{name}.features; {modality} has store: false")
+                self._readable(name, modality)
             if isinstance(head, TsnConfig):
                 self._maps_fit(name, head)
             if isinstance(head, FusionConfig):
                 self._members_fit(name, head)
+            begun = beginner(head)
+            if begun is not None and not isinstance(self.heads.get(begun), TsnConfig):
+                raise ValueError(f"the name of a tsn head in heads.{name}.network.weights.run, not {begun!r}")
         for name, extractor in self.extractors.items():
             run = trainer(extractor)
             if run is not None and not isinstance(self.heads.get(run), TsnConfig):
@@ -81,7 +84,20 @@ class Dataset(Config):
             self._source_fits(name, extractor)
         for name in self.extractors:
             self._no_circle(name, ())
+        for name in self.heads:
+            self._no_circle_of_heads(name, ())
         return self
+
+    def _readable(self, head: str, modality: str) -> None:
+        """What is not stored is computed from the video for a head."""
+        extractor: Any = self.extractors[modality]
+        while extractor is not None and not extractor.store:
+            source = self.extractors.get(extractor.source or "")
+            if self.generated or (source is not None and source.store):
+                reads = "a generator" if self.generated else extractor.source
+                expected = f"an extractor in heads.{head}.features that is stored, or that reads the videos"
+                raise ValueError(f"{expected}; {modality} has store: false and reads {reads}")
+            extractor = source
 
     def _maps_fit(self, name: str, head: TsnConfig) -> None:
         kind = self.extractors[head.features[0]].kind
@@ -109,9 +125,21 @@ class Dataset(Config):
         if extractor in above:
             raise ValueError(f"extractors that do not wait for each other, not {' <- '.join((*above, extractor))}")
         config = self.extractors[extractor]
-        run = trainer(config)
-        for other in (*(self.heads[run].features if run else ()), *([config.source] if config.source else ())):
+        run, others, heads = trainer(config), [config.source] if config.source else [], set[str]()
+        while run is not None and run not in heads:
+            heads.add(run)
+            others += self.heads[run].features
+            run = beginner(self.heads[run])
+        for other in others:
             self._no_circle(other, (*above, extractor))
+
+    def _no_circle_of_heads(self, head: str, above: tuple[str, ...]) -> None:
+        """A head waits for the one that its weights begin from, and for those that train its extractors."""
+        if head in above:
+            raise ValueError(f"heads that do not wait for each other, not {' <- '.join((*above, head))}")
+        begun = beginner(self.heads[head])
+        if begun is not None:
+            self._no_circle_of_heads(begun, (*above, head))
 
 
 def from_run(extractor: Any) -> FromRun | None:
@@ -126,9 +154,15 @@ def trainer(extractor: Any) -> str | None:
     return run.run if run is not None and run.dataset is None else None
 
 
-def weights_digest(weights: FromRun | Path | str, where: str) -> str:
+def beginner(head: Any) -> str | None:
+    """The head whose trained network `head` begins from, if any."""
+    weights = getattr(getattr(head, "network", None), "weights", None)
+    return weights.run if isinstance(weights, RunWeights) else None
+
+
+def weights_digest(weights: FromRun | RunWeights | Path | str, where: str) -> str:
     """What of given weights goes into a recipe: the file's sha256, or DEFAULT. Raises `UserError` without the file."""
-    if isinstance(weights, FromRun) or weights == "DEFAULT":
+    if isinstance(weights, FromRun | RunWeights) or weights == "DEFAULT":
         return "DEFAULT"
     path = Path(weights)
     if not path.is_file():
