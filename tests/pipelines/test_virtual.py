@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,23 @@ def test_the_workflow_trains_on_what_is_not_stored(folder: Path, tmp_path: Path)
     assert world.planned(here) == {}
     shutil.copy(here / "videos" / f"{world.name_of(0)}.avi", here / "videos" / f"{world.name_of(4)}.avi")
     assert {"train", "extract"} <= world.planned(here).keys()
+
+
+@pytest.mark.slow
+def test_two_processes_compute_a_part_each(folder: Path) -> None:
+    """To the losses of one; each decodes its own videos of a batch, and the broken one teaches nothing."""
+    config = virtual({**CONFIG, "max_bad_share": 0.3}, "tvl1", "flow", "rgb")
+    config["heads"] = {"both": {**CONFIG["heads"]["both"], "dropout": 0, "missing": "none"}}
+    found = []
+    for name, command in (
+        ("one", []),
+        ("two", ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]),
+    ):
+        world.write_config(folder, config, name)
+        train = [sys.executable, "-m", *command, "pipelines", "train", name, "--head", "both", "--threads", "2"]
+        printed = world.command(folder, train)
+        assert "computed as asked" in printed
+        (history,) = (folder / "work" / name / "runs").glob("both-*/seed0/history.csv")
+        found.append(np.genfromtxt(history, delimiter=",", skip_header=1))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    assert np.isfinite(found[0]).all()
