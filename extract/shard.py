@@ -127,16 +127,16 @@ def _whole(task: Task) -> Manifest | None:
 
 
 @dataclass(frozen=True)
-class _Stage:
+class Stage:
     """A task with what it leads to: the shape and type of its rows, and its engine when it comes to run."""
 
     task: Task
     facts: dict[str, Any]
     model: Model | None
-    before: _Stage | None  # the extractor that it reads and that is not stored
+    before: Stage | None  # the extractor that it reads and that is not stored
 
     @classmethod
-    def of(cls, task: Task) -> _Stage:
+    def of(cls, task: Task) -> Stage:
         before, source, config = None, None, task.config
         if isinstance(task.source, Task):
             before = cls.of(task.source)
@@ -164,7 +164,7 @@ class _Stage:
         return cls(task, facts, model, before)
 
     @property
-    def first(self) -> _Stage:
+    def first(self) -> Stage:
         """The one that reads the video."""
         return self if self.before is None else self.before.first
 
@@ -206,7 +206,7 @@ class _Making:
 
     def __init__(self, task: Task, workers: int) -> None:
         self.task, self.workers = task, workers
-        self.stage = _Stage.of(task)
+        self.stage = Stage.of(task)
         facts = {k: v for k, v in self.stage.facts.items() if k not in ("row_shape", "dtype")}
         if (other := next((s for s in shards(task.store) if s != task.shard), None)) is not None:
             _same_facts(task, read_manifest(task.store, other).facts, facts)

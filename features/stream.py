@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
 import psutil
 import torch
@@ -35,6 +35,32 @@ from features.errors import FramepoolError
 from features.manifest import Manifest
 
 _SHARE: Final = 0.3  # of the free memory that a block takes; two are there at a time
+
+
+class Source(Protocol):
+    """Where the rows of videos come from: `Features`, `Stream`, or what computes them as they are asked for."""
+
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+
+    @property
+    def stores(self) -> dict[str, dict[str, Any]]: ...
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+
+    def has_rows(self, modality: str | None = None) -> Tensor: ...
+
+    def means(self, videos: Tensor) -> dict[str, Tensor]: ...
+
+    def blocks(
+        self,
+        videos: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        batch: int | None = None,
+        start: Start | None = None,
+    ) -> Iterator[Block]: ...
 
 
 @dataclass(frozen=True)

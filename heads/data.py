@@ -15,9 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from features.batches import Features
 from features.errors import FramepoolError
-from features.stream import Stream
+from features.stream import Source
 from heads.clip_labels import Actions
 
 _NAMED_IDS: Final = 16
@@ -27,7 +26,7 @@ _NAMED_IDS: Final = 16
 class Data:
     """What a run trains and tests on: numbers of videos in `features`, and labels (V,) int64 or (V,C) bool."""
 
-    features: Features | Stream
+    features: Source
     labels: Tensor
     train: Tensor  # (n,) int64
     test: Tensor  # (m,) int64

@@ -209,6 +209,12 @@ class LogisticConfig(BaseConfig):
 _READ_BY_OURS: Final = {"flash_cnn": "rgb", **dict.fromkeys(("yamnet", "vggish", "vgg16_audio"), "logmel")}
 
 
+class RunWeights(Config):
+    """Weights that another head of the dataset has trained, on the same split with the first seed."""
+
+    run: str = Field(min_length=1, description="the head")
+
+
 class NetworkConfig(Config):
     """A CNN by name, as `extract.networks.build` makes it."""
 
@@ -218,7 +224,11 @@ class NetworkConfig(Config):
         "rgb",
         description="what the rows are: pictures or clips, stacks of flow, snippets to take differences of, log-mel",
     )
-    weights: str | None = Field(None, description="null: random; DEFAULT: the library's own; else a file")
+    weights: str | RunWeights | None = Field(
+        None,
+        description="null: random; DEFAULT: the library's own; {run: HEAD}: what that head trained, such as flow begun "
+        "from pictures; else a file",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the library")
     inflate: Literal["mean", "centre"] | None = Field(
         None,

@@ -169,6 +169,7 @@ class Loop:
             "lr": lr,
             "train_loss": loss,
             f"train_{score}": None if self.data.multi_label else top1,
+            **({} if held_out is None else {"held_out_loss": held_out}),
         }
         self.history.append({**row, "test_loss": test.get("loss"), f"test_{score}": test.get(score)})
         self.watched.append(loss if held_out is None else held_out)

@@ -56,14 +56,13 @@ def _passes(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractCon
 @contextmanager
 def _still(block: nn.Module) -> Iterator[None]:
     """Batch norms normalise as in training, and count nothing."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    kept = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.num_batches_tracked is not None]
+    kept = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]  # type: ignore[union-attr]
     for norm in norms:
         norm.momentum = 0.0
-        norm.num_batches_tracked = None
     try:
         yield
     finally:
         for norm, momentum, count in kept:
             norm.momentum = momentum
-            norm.num_batches_tracked = count
+            norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]

@@ -25,7 +25,7 @@ import heads
 from features.atomic import Disk, make_folder, write_json
 from features.batches import Features
 from features.errors import DamagedStore, UserError
-from features.stream import Stream
+from features.stream import Source
 from heads.attention_maps import write_attention
 from heads.base import Head
 from heads.checkpoint import NETWORK, RESUME, RUN, begin_from, load_head, read_run, save_head
@@ -47,7 +47,7 @@ def train_run(
     folder: Path,
     *,
     config: BaseConfig,
-    features: Features | Stream,
+    features: Source,
     labels: Any,
     train: Any,
     test: Any,
@@ -137,7 +137,7 @@ def train_run(
 def evaluate_run(
     folder: Path,
     *,
-    features: Features | Stream,
+    features: Source,
     labels: Any,
     test: Any,
     classes: Sequence[str],
@@ -211,7 +211,7 @@ def _fit_batches(
 
 
 def _data(
-    features: Features | Stream,
+    features: Source,
     labels: Any,
     train: Any,
     test: Any,
@@ -245,7 +245,7 @@ def _data(
 
 
 def _trainable(
-    features: Features | Stream, labels: Tensor, train: Tensor, classes: Sequence[str], log: Log, align: str | None
+    features: Source, labels: Tensor, train: Tensor, classes: Sequence[str], log: Log, align: str | None
 ) -> Tensor:
     """The training videos that have rows; every video is tested, but nothing is learnt from one without any."""
     kept = train[features.has_rows(align)[train]]
@@ -265,7 +265,7 @@ def _on_device(data: Data, device: torch.device) -> Data:
     """Rows live on the GPU where they take less than half of its free memory; else every batch travels."""
     if (
         device.type != "cuda"
-        or isinstance(data.features, Stream)
+        or not isinstance(data.features, Features)
         or data.features.nbytes > torch.cuda.mem_get_info(device)[0] // 2
     ):
         return data

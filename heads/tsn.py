@@ -27,7 +27,7 @@ from features.batches import Select, all_rows, segment_rows
 from features.errors import UserError
 from heads.augment import MOTION_SCALES, SCALES, centre_box, crop_rows, random_boxes
 from heads.base import Head, Shapes, masked_mean
-from heads.kinds import NetworkConfig
+from heads.kinds import NetworkConfig, RunWeights
 
 _ROWS_A_STEP: Final = 64  # maps that a test puts through the CNN at once
 
@@ -167,6 +167,8 @@ def _check_rows(reads: Reads, shape: tuple[int, ...]) -> None:
 
 def _build(config: NetworkConfig, num_classes: int, shape: tuple[int, ...]) -> Network:
     in_chans = channels(config.reads, shape, clips=reads_clips(config.name, config.library))
+    if isinstance(config.weights, RunWeights):
+        raise UserError("weights of a run", where="tsn", expected="the file that they are in", got=config.weights.run)
     try:
         return build_network(num_classes=num_classes, in_chans=in_chans, **dict(config))
     except NetworkError as error:

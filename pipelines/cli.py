@@ -49,7 +49,11 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--split", metavar="K", help="default: the config's first")
     sub.add_argument("--seed", action="append", type=int, metavar="S", help="may be repeated; default: the config's")
-    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...; under torchrun cuda")
+    sub.add_argument(
+        "--device",
+        default=os.environ.get("FRAMEPOOL_DEVICE", "cpu"),
+        help="cpu, cuda, cuda:1, ...; under torchrun cuda (default: FRAMEPOOL_DEVICE, which workflows pass on, or cpu)",
+    )
     sub.add_argument(
         "--checkpoint-minutes",
         type=float,

@@ -6,6 +6,7 @@ dataset = load("demo")                           # config/demo.yaml
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +18,7 @@ from features.errors import UserError, nearest
 from features.recipe import Config, file_sha256
 from features.videolist.config import VideoSource
 from heads.config import BaseConfig
-from heads.kinds import FusionConfig, HeadConfig, TsnConfig
+from heads.kinds import FusionConfig, HeadConfig, RunWeights, TsnConfig
 from pipelines.datasets.flash import FlashDigits, NoisyDigits
 from pipelines.sweeps import Sweep, expanded
 
@@ -27,10 +28,11 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
 
 
 class Rendered(Config):
-    """Clips that the workflow renders itself, `count` of them, under ``work/<dataset>/videos/``."""
+    """Clips that the workflow renders itself, `count` of them, under ``work/<dataset>/videos/``: of one class each, or
+    scenes of several that come and go."""
 
     format: Literal["rendered"]
-    generator: Literal["demo"]
+    generator: Literal["demo", "scenes"]
     count: PositiveInt
 
 
@@ -65,8 +67,7 @@ class Dataset(Config):
             for modality in head.features:
                 if modality not in self.extractors:
                     raise ValueError(f"an extractor's name in heads.{name}.features, not {modality!r}")
-                if not self.extractors[modality].store:
-                    raise ValueError(f"a stored extractor in heads.{name}.features; {modality} has store: false")
+                self._readable(name, modality)
             if isinstance(head, FusionConfig):
                 self._members_fit(name, head)
                 continue
@@ -88,6 +89,17 @@ class Dataset(Config):
             self._no_waiting(name, ())
         return self
 
+    def _readable(self, head: str, modality: str) -> None:
+        """What is not stored is computed from the video for a head."""
+        extractor: Any = self.extractors[modality]
+        while extractor is not None and not extractor.store:
+            source = self.extractors.get(extractor.source or "")
+            if self.generated or (source is not None and source.store):
+                reads = "a generator" if self.generated else extractor.source
+                expected = f"an extractor in heads.{head}.features that is stored, or that reads the videos"
+                raise ValueError(f"{expected}; {modality} has store: false and reads {reads}")
+            extractor = source
+
     def _maps_fit(self, name: str, head: BaseConfig) -> None:
         kind, part = self.extractors[head.features[0]].kind, "network" if head.encoder is None else "encoder"
         pictures = ("rgb", "rgbdiff") if head.encoder is None else ("rgb", "rgbdiff", "stacked")
@@ -108,7 +120,9 @@ class Dataset(Config):
                 raise ValueError(f"teachers that see what heads.{name} sees, not {teacher!r}, {reads}")
             if getattr(own.encoder, "frames", None) != getattr(head.encoder, "frames", None):
                 raise ValueError(f"teachers with an encoder of as many frames as that of heads.{name}, not {teacher!r}")
-        start = head.start
+        begun, start = beginner(head), head.start
+        if begun is not None and not isinstance(self.heads.get(begun), TsnConfig):
+            raise ValueError(f"the name of a tsn head in heads.{name}.network.weights.run, not {begun!r}")
         if start is not None and start.dataset is None and not isinstance(self.heads.get(start.run), BaseConfig):
             raise ValueError(f"the name of a head that is trained in heads.{name}.start.run, not {start.run!r}")
 
@@ -137,7 +151,7 @@ class Dataset(Config):
             raise ValueError(f"extractors that do not wait for each other, not {' <- '.join((*above, extractor))}")
         config = self.extractors[extractor]
         run = trainer(config)
-        heads = (run, *waits_for(self.heads[run])) if run else ()
+        heads = _all_waited_for(self.heads, run) if run else ()
         sources = [config.source] if config.source else []
         for other in (*(feature for head in heads for feature in self.heads[head].features), *sources):
             self._no_circle(other, (*above, extractor))
@@ -153,7 +167,18 @@ def waits_for(head: HeadConfig) -> tuple[str, ...]:
     if isinstance(head, FusionConfig):
         return tuple(head.weights)
     first = [head.start.run] if head.start is not None and head.start.dataset is None else []
-    return (*first, *(head.distil.weights if head.distil is not None else ()))
+    begun = beginner(head)
+    return (*([begun] if begun else []), *first, *(head.distil.weights if head.distil is not None else ()))
+
+
+def _all_waited_for(heads: Mapping[str, HeadConfig], head: str) -> set[str]:
+    """`head`, those that it waits for, those that they wait for, and so on."""
+    found, todo = set[str](), [head]
+    while todo:
+        if (one := todo.pop()) not in found:
+            found.add(one)
+            todo += waits_for(heads[one])
+    return found
 
 
 def from_run(extractor: Any) -> FromRun | None:
@@ -168,9 +193,15 @@ def trainer(extractor: Any) -> str | None:
     return run.run if run is not None and run.dataset is None else None
 
 
-def weights_digest(weights: FromRun | Path | str, where: str, part: str = "network") -> str:
+def beginner(head: Any) -> str | None:
+    """The head whose trained network `head` begins from, if any."""
+    weights = getattr(getattr(head, "network", None), "weights", None)
+    return weights.run if isinstance(weights, RunWeights) else None
+
+
+def weights_digest(weights: FromRun | RunWeights | Path | str, where: str, part: str = "network") -> str:
     """What of given weights goes into a recipe: the file's sha256, or DEFAULT. Raises `UserError` without the file."""
-    if isinstance(weights, FromRun) or weights == "DEFAULT":
+    if isinstance(weights, FromRun | RunWeights) or weights == "DEFAULT":
         return "DEFAULT"
     path = Path(weights)
     if not path.is_file():

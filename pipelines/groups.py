@@ -1,7 +1,7 @@
 """The trainings that one job makes side by side, as the parts of a Snakemake rule: features are read once for all.
 
-All runs of a split that are not there yet, but those whose networks an extractor waits for. What is missing is looked
-up while the Snakefile is parsed; what is there is no output of such a job.
+All runs of a split that are not there yet, but those whose networks somebody waits for, and those that decode videos as
+they train. What is missing is looked up while the Snakefile is parsed; what is there is no output of such a job.
 
     for group in groups(plan.of("demo")): group.rule, group.summaries, group.inputs
 """
@@ -52,7 +52,9 @@ def groups(plan: Plan) -> list[Group]:
     found = []
     for split in plan.config.splits:
         missing = tuple(
-            run for run in plan.runs() if run.split == split and not run.trains and not os.path.exists(run.summary)
+            run
+            for run in plan.runs()
+            if run.split == split and not run.trains and not run.live and not os.path.exists(run.summary)
         )
         if len(missing) > 1:
             found.append(Group(missing))

@@ -16,7 +16,7 @@ from extract.config import AnyExtractor, Networked, Tvl1
 from features.manifest import manifest_path
 from features.recipe import digest
 from heads.kinds import FusionConfig
-from pipelines.config import trainer
+from pipelines.config import beginner, trainer
 
 if TYPE_CHECKING:
     from pipelines.plan import Plan
@@ -75,6 +75,13 @@ class Store:
         return [manifest, manifest.removesuffix("json") + "zarr"] if self.config.temporary else [manifest]
 
     @property
+    def live_inputs(self) -> list[str]:
+        """What a head waits for that has the rows computed as it reads them: the clips, and weights."""
+        run, source = self.trained_by, self.source
+        own = [*(self.plan.annotations if self.plan.rendered else ()), *([run.summary] if run else ())]
+        return sorted({*own, *(source.live_inputs if source else ())})
+
+    @property
     def folder(self) -> Path:
         return self.plan.work / "features" / self.name
 
@@ -107,7 +114,7 @@ class Store:
     def weights(self) -> Path | str | None:
         """Where the weights are: a file, ``DEFAULT``, or None for an extractor without a network."""
         if (run := self.trained_by) is not None:
-            return run.folder / f"seed{run.seeds[0]}" / "network.safetensors"
+            return run.network
         return self.config.network.weights if isinstance(self.config, Networked) else None  # type: ignore[return-value]
 
 
@@ -140,8 +147,21 @@ class Run:
 
     @property
     def trains(self) -> bool:
-        """Whether an extractor of the dataset waits for its network."""
-        return any(trainer(extractor) == self.head for extractor in self.plan.config.extractors.values())
+        """Whether an extractor or another head of the dataset waits for its network."""
+        config = self.plan.config
+        waiting = (*map(trainer, config.extractors.values()), *map(beginner, config.heads.values()))
+        return self.head in waiting
+
+    @property
+    def begins_from(self) -> Run | None:
+        """The run whose network it begins from."""
+        name = beginner(self.plan.config.heads[self.head])
+        return None if name is None else self.plan.run(name, self.split)
+
+    @property
+    def network(self) -> Path:
+        """The network that it trains, where it trains one."""
+        return self.folder / f"seed{self.seeds[0]}" / "network.safetensors"
 
     @property
     def summary(self) -> str:
@@ -174,8 +194,8 @@ class Run:
     @property
     def waits_for(self) -> list[Run]:
         """The runs that must be finished first."""
-        start = self.start
-        return [*self.members.values(), *self.teachers.values(), *([start] if start is not None else [])]
+        first = [run for run in (self.start, self.begins_from) if run is not None]
+        return [*self.members.values(), *self.teachers.values(), *first]
 
     def seed_folder(self, seed: int) -> Path:
         """Where the run of a seed is; of the only one where there is no other."""
@@ -184,7 +204,13 @@ class Run:
     @property
     def inputs(self) -> list[str]:
         """The files that a job waits for: summaries, and temporary rows one by one, so that they stay until then."""
-        stores = self.stores.values()
+        stores = [s for s in self.stores.values() if s.config.store]
         shards = range(self.plan.shard_count)
         rows = [p for s in stores if s.config.temporary for shard in shards for p in s.files(shard)]
-        return [*(s.summary for s in stores), *rows, *(run.summary for run in self.waits_for)]
+        live = sorted({path for s in self.stores.values() if not s.config.store for path in s.live_inputs})
+        return [*(s.summary for s in stores), *rows, *live, *(run.summary for run in self.waits_for)]
+
+    @property
+    def live(self) -> bool:
+        """Whether it reads rows that are computed as it goes."""
+        return not all(s.config.store for s in self.stores.values())

@@ -14,20 +14,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from extract.config import AnyExtractor, Networked, recipe
 from features import videolist
 from features.errors import UserError, nearest
 from features.recipe import digest
 from features.videolist import Video, VideoList
-from heads.kinds import NUMERICS, HeadConfig
+from heads.kinds import NUMERICS, HeadConfig, RunWeights
 from pipelines.config import Dataset, Rendered, config_path, from_run, has_network, load, waits_for, weights_digest
-from pipelines.datasets import demo, flash
+from pipelines.datasets import demo, flash, scenes
 from pipelines.parts import Run, Store
 
 WORK = Path("work")
 RESULTS = Path("results")
+RENDERERS: Final = {"demo": demo, "scenes": scenes}
 T = TypeVar("T")
 
 
@@ -48,7 +49,13 @@ class Plan:
     def clips_token(self) -> str:
         """Changes when the clips that the workflow renders do."""
         source = self.config.videos
-        return digest([source.recipe(), demo.NUMERICS])[:16] if isinstance(source, Rendered) else ""
+        return digest([source.recipe(), self.renderer.NUMERICS])[:16] if isinstance(source, Rendered) else ""
+
+    @property
+    def renderer(self) -> Any:
+        """The module that renders the videos, where the workflow makes them."""
+        source = self.config.videos
+        return RENDERERS[source.generator] if isinstance(source, Rendered) else None
 
     @property
     def root(self) -> Path:
@@ -77,7 +84,7 @@ class Plan:
         """The list: annotations, after the videos that were there before, with the paths found on disk."""
         source = self.config.videos
         if isinstance(source, Rendered):
-            found = demo.videolist(source.count)
+            found = self.renderer.videolist(source.count)
         elif isinstance(source, flash.FlashDigits | flash.NoisyDigits):
             found = flash.videolist(source)
         else:
@@ -100,7 +107,8 @@ class Plan:
     @property
     def token(self) -> str:
         """Changes when the list does: its videos, the files that were found, labels, splits and classes."""
-        return digest([self.videos.videos, self.videos.classes, self.videos.splits])[:16]
+        timed = [self.videos.actions] if self.videos.actions is not None else []
+        return digest([self.videos.videos, self.videos.classes, self.videos.splits, *timed])[:16]
 
     def shard_videos(self, shard: int) -> Sequence[Video]:
         """The slice of the list that is shard number `shard`."""
@@ -109,8 +117,13 @@ class Plan:
 
     def shard_token(self, shard: int) -> str:
         """Changes when a job for the shard has something to do: its ids, paths, and the files' sizes and times."""
-        made = demo.NUMERICS if self.rendered else 0
+        made = self.renderer.NUMERICS if self.rendered else 0
         return digest([made, *([v.id, v.path, *self._stat.get(v.path, ())] for v in self.shard_videos(shard))])[:16]
+
+    @cached_property
+    def videos_token(self) -> str:
+        """Changes when a video of the list does."""
+        return digest([self.shard_token(shard) for shard in range(self.shard_count)])[:16]
 
     @cached_property
     def _stat(self) -> dict[str, tuple[int, int]]:
@@ -202,9 +215,11 @@ class Plan:
         if start is not None and start.plan is not self:
             value["start"] = start.digest
         cnn = getattr(config, "encoder", None) or getattr(config, "network", None)
-        if cnn is not None and cnn.weights is not None:
+        if cnn is not None and cnn.weights is not None and not isinstance(cnn.weights, RunWeights):
             part = "encoder" if getattr(config, "encoder", None) else "network"
             value["weights"] = weights_digest(cnn.weights, self._place("heads", head), part)
+        if getattr(getattr(config, "train", None), "clip_s", None) is not None:
+            value["actions"] = digest(sorted((self.videos.actions or {}).items()))
         return Run(self, head, split, value)
 
     def start(self, head: HeadConfig, split: str) -> Run | None:

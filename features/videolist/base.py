@@ -7,7 +7,7 @@ videos = found.finish(["Archery"], path)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +16,9 @@ from features.errors import UserError, nearest
 from features.videolist.names import place
 
 TRAIN, TEST, UNUSED = SIDES = ("train", "test", "")
+
+
+Action = tuple[int, float, float]  # label, start and end in seconds
 
 
 class Video(NamedTuple):
@@ -36,6 +39,7 @@ class VideoList:
     classes: tuple[str, ...]
     splits: tuple[str, ...]
     multi_label: bool = False
+    actions: Mapping[str, tuple[Action, ...]] | None = None  # by id, where the dataset says when labels hold
 
 
 class Gathered:
@@ -100,7 +104,12 @@ def restricted(videos: VideoList, only: Sequence[str], where: Path) -> VideoList
     classes = tuple(name for name in videos.classes if name in only)
     new = {videos.classes.index(name): number for number, name in enumerate(classes)}
     kept = ((v, tuple(new[label] for label in v.labels if label in new)) for v in videos.videos)
-    return replace(videos, videos=tuple(v._replace(labels=labels) for v, labels in kept if labels), classes=classes)
+    actions = videos.actions and {
+        id: tuple((new[label], start, end) for label, start, end in own if label in new)
+        for id, own in videos.actions.items()
+    }
+    chosen = tuple(v._replace(labels=labels) for v, labels in kept if labels)
+    return replace(videos, videos=chosen, classes=classes, actions=actions and {v.id: actions[v.id] for v in chosen})
 
 
 def few_shots(videos: VideoList, shots: int, where: Path) -> VideoList:

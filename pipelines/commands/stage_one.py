@@ -22,7 +22,6 @@ from features.outcome import FAILED, Outcome, counts
 from features.recipe import digest
 from pipelines import plan as plans
 from pipelines.config import Rendered, config_path
-from pipelines.datasets import demo
 from pipelines.plan import Store
 
 if TYPE_CHECKING:
@@ -67,8 +66,8 @@ def render(args: Namespace) -> None:
     if not isinstance(source, Rendered):
         raise UserError("nothing to render", where=config_path(args.dataset), got=f"videos of format {source.format}")
     count = source.count
-    demo.render(make_folder(plan.root), count, workers=args.threads)
-    write_json(plan.work / "rendered.json", {"count": count, "numerics": demo.NUMERICS})
+    plan.renderer.render(make_folder(plan.root), count, workers=args.threads)
+    write_json(plan.work / "rendered.json", {"count": count, "numerics": plan.renderer.NUMERICS})
 
 
 def extract(args: Namespace) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -25,12 +26,15 @@ from features.errors import FramepoolError, UserError
 from features.recipe import digest
 from features.videolist import VideoList
 from pipelines import plan as plans
+from pipelines.commands.stage_one import task_of
 from pipelines.plan import Plan, Run, Store
 from pipelines.side_by_side import side_by_side
 
 if TYPE_CHECKING:
     from features.batches import Features
     from features.stream import Stream
+    from heads.config import BaseConfig
+    from pipelines.virtual import Virtual
 
 PACKAGES = ("torch", "torchvision", "timm", "openvino", "av", "zarr", "numpy", "scikit-learn", "snakemake")
 
@@ -80,10 +84,12 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
         return
     import torch
 
+    from features.batches import Features
     from features.stream import Stream
     from heads.memory import keep_freed_memory
     from heads.parallel import here, ranks
     from heads.training import train_run
+    from pipelines.virtual import Virtual
 
     start, plan, own = time.monotonic(), runs[0].plan, ranks()
     waves = [[(run, seed) for run in wave for seed in args.seed or run.seeds] for wave in _in_turn(runs)]
@@ -93,17 +99,18 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
         keep_freed_memory()  # of a shard that was read for the next
     torch.set_num_threads(args.threads if workers == 1 else 1)  # before the first tensor: children inherit no threads
     stores = {m: store for run in runs for m, store in run.stores.items()}
-    contents = {m: _summary(store)["contents"] for m, store in stores.items()}
+    contents = {m: _contents(store) for m, store in stores.items()}
     videos, train_set, test_set, labels = split_of(plan, runs[0].split)
     said = f"{len(train_set)} train, {len(test_set)} test videos, {len(videos.classes)} classes"
     say = partial(print, flush=True) if own.first else _silent
     together = f", {own.count} processes" if own.count > 1 else ""
     say(f"{', '.join(run.name for run in runs)}: {said}{together}")
-    features = _opened({m: s.folder for m, s in stores.items()}, [v.id for v in videos.videos], args.stream, here())
-    if isinstance(features, Stream):  # several trainings at once would read past each other
+    features = _opened(stores, args, here())
+    if not isinstance(features, Features):  # several trainings at once would read past each other
         workers = 1
         torch.set_num_threads(args.threads)
-    where = "streamed from disk" if isinstance(features, Stream) else "in memory"
+    streamed = isinstance(features, Stream)
+    where = "streamed from disk" if streamed else "in memory" if isinstance(features, Features) else "computed as asked"
     say(f"  features {where} after {time.monotonic() - start:.1f} s")
 
     def work(job: tuple[Run, int]) -> dict[str, Any]:
@@ -111,7 +118,7 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
         own = features.only(tuple(run.stores))
         return train_run(
             run.folder / f"seed{seed}",
-            config=plan.config.heads[run.head],  # type: ignore[arg-type]
+            config=_begun(run),
             features=own,
             labels=labels,
             train=train_set,
@@ -120,6 +127,7 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
             seed=seed,
             split=run.split,
             factors=plan.config.factors,
+            actions=None if videos.actions is None else [videos.actions.get(v.id, ()) for v in videos.videos],
             device=args.device,
             provenance={
                 "dataset": plan.dataset,
@@ -129,7 +137,7 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
                     [run.digest, {m: contents[m] for m in run.stores}, [videos.videos[v].id for v in test_set]]
                 ),
                 "stores": own.stores,
-                "streamed": isinstance(features, Stream),
+                "streamed": streamed,
                 "versions": versions(),
                 **({"began": run.start.name} if run.start else {}),
                 **({"teachers": [teacher.name for teacher in run.teachers.values()]} if run.teachers else {}),
@@ -140,15 +148,18 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
             log=lambda text: say(f"  {run.head} seed {seed}: {text}"),
         )
 
-    for k, jobs in enumerate(waves):
-        if len(jobs) == 1 and all(len(later) == 1 for later in waves[k:]):  # from here on nothing is forked
-            torch.set_num_threads(args.threads)
-        failed = False
-        for job, metrics in side_by_side(jobs, work, workers):
-            failed |= isinstance(metrics, FramepoolError)
-            yield job, metrics
-        if failed:
-            return  # what comes later may wait for it
+    with features if isinstance(features, Virtual) else nullcontext():
+        for k, jobs in enumerate(waves):
+            if len(jobs) == 1 and all(len(later) == 1 for later in waves[k:]):  # from here on nothing is forked
+                torch.set_num_threads(args.threads)
+            failed = False
+            for job, metrics in side_by_side(jobs, work, workers):
+                failed |= isinstance(metrics, FramepoolError)
+                yield job, metrics
+            if failed:
+                return  # what comes later may wait for it
+        if isinstance(features, Virtual) and own.first:
+            say(f"  {features.in_words()}")
 
 
 def _in_turn(runs: Sequence[Run]) -> Iterator[list[Run]]:
@@ -165,8 +176,54 @@ def _silent(_: str) -> None:
     """The other processes leave speaking to the first."""
 
 
-def _opened(folders: Mapping[str, Path], ids: Sequence[str], stream: bool, processes: int = 1) -> Features | Stream:
-    """In memory where they fit there, once for each of the machine's `processes`; all processes decide alike."""
+def _opened(stores: Mapping[str, Store], args: Namespace, processes: int = 1) -> Features | Stream | Virtual:
+    """In memory where they fit there, once for each of the machine's `processes`; what is not stored is computed."""
+    from pipelines.virtual import Virtual
+
+    plan = next(iter(stores.values())).plan
+    ids = [v.id for v in plan.videos.videos]
+    kept = {m: s.folder for m, s in stores.items() if s.config.store}
+    if len(kept) == len(stores):
+        return _read(kept, ids, args.stream, processes)
+    from features.batches import Features
+
+    live = {m: s for m, s in stores.items() if m not in kept}
+    return Virtual.open(
+        {m: task_of(s, 0) for m, s in live.items()},
+        Features.open(kept, ids) if kept else None,
+        ids,
+        [plan.root / v.path if v.path else None for v in plan.videos.videos],
+        stores={m: {"store": s.name, "digest": s.digest} for m, s in live.items()},
+        workers=args.threads,
+        max_bad_share=plan.config.max_bad_share,
+    )
+
+
+def _begun(run: Run) -> BaseConfig:
+    """The head's config, with the file of the network that it begins from."""
+    config: Any = run.plan.config.heads[run.head]
+    first = run.begins_from
+    if first is None:
+        return config  # type: ignore[no-any-return]
+    if not first.network.exists():
+        fix = f"run `framepool train {run.plan.dataset} --head {first.head} --split {first.split}` first"
+        raise UserError("weights are not trained yet", where=first.network, fix=fix)
+    network = config.network.model_copy(update={"weights": str(first.network)})
+    return config.model_copy(update={"network": network})  # type: ignore[no-any-return]
+
+
+def _contents(store: Store) -> str:
+    """What tells the rows of a store from others of its recipe; of one that is not stored, the files that it reads."""
+    if store.config.store:
+        contents: str = _summary(store)["contents"]
+        return contents
+    from extract.fingerprint import Item, list_digest
+
+    return list_digest([Item(v.id, v.path) for v in store.plan.videos.videos], store.plan.root)
+
+
+def _read(folders: Mapping[str, Path], ids: Sequence[str], stream: bool, processes: int) -> Features | Stream:
+    """From disk; all processes decide alike."""
     from features.batches import Features, TooLarge
     from features.stream import Stream
     from heads.parallel import ranks
@@ -215,6 +272,7 @@ def evaluate(args: Namespace) -> None:
     import torch
 
     from heads.training import evaluate_run
+    from pipelines.virtual import Virtual
 
     torch.set_num_threads(args.threads)
     path = args.folder / "run.json"
@@ -227,11 +285,18 @@ def evaluate(args: Namespace) -> None:
         raise UserError("a fusion has no weights to judge again", where=args.folder, fix=fix)
     plan = plans.of(record["dataset"])
     videos, _, test_set, labels = split_of(plan, record["split"])
-    stores = {m: plan.work / "features" / store["store"] for m, store in record["stores"].items()}
-    features = _opened(stores, [v.id for v in videos.videos], stream=False)
-    metrics = evaluate_run(
-        args.folder, features=features, labels=labels, test=test_set, classes=videos.classes, device=args.device
+    args.stream = False
+    folders = {m: plan.work / "features" / store["store"] for m, store in record["stores"].items()}
+    kept = {m: folder for m, folder in folders.items() if (folder / "store.json").is_file()}
+    features = (
+        _read(kept, [v.id for v in videos.videos], stream=False, processes=1)
+        if len(kept) == len(folders)
+        else _opened({m: plan.store_named(folder.name) for m, folder in folders.items()}, args)
     )
+    with features if isinstance(features, Virtual) else nullcontext():
+        metrics = evaluate_run(
+            args.folder, features=features, labels=labels, test=test_set, classes=videos.classes, device=args.device
+        )
     shown = {k: v for k, v in metrics.items() if k != "per_class"}
     print(json.dumps(shown, indent=1, sort_keys=True))
 

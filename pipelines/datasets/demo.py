@@ -20,14 +20,14 @@ import io
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from fractions import Fraction
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 import av
 import numpy as np
@@ -126,46 +126,77 @@ def videolist(count: int) -> VideoList:
     return VideoList(videos=videos, classes=classes, splits=("1",), multi_label=False)
 
 
+class Named(Protocol):
+    """A clip, as far as rendering has to know it."""
+
+    @property
+    def id(self) -> str:
+        """Its path under the root, without the suffix."""
+
+
+C = TypeVar("C", bound=Named)
+
+
 def render(root: Path, count: int, *, workers: int = 1, log: Callable[[str], object] = print) -> None:
-    """Write the clips that are missing or damaged below `root`; what is there and whole is left alone.
+    """Write the clips that are missing or damaged below `root`; what is there and whole is left alone."""
+    render_clips(root, clips(count), encoded, NUMERICS, name="demo", workers=workers, log=log)
+
+
+def encoded(clip: Clip) -> bytes:
+    """The file of `clip`."""
+    return encode(picture(clip), tone(clip))
+
+
+def render_clips(
+    root: Path,
+    wanted: Sequence[C],
+    make: Callable[[C], bytes],
+    numerics: int,
+    *,
+    name: str,
+    workers: int,
+    log: Callable[[str], object],
+) -> None:
+    """Write what `make` gives for each of the `wanted` clips, where it is missing or damaged.
 
     ``root/rendered.json`` holds the sha256 of each clip and the renderer's version. It is written last.
     """
     started, record = time.monotonic(), root / "rendered.json"
-    known = _record(record)
-    missing = [clip for clip in clips(count) if not _whole(_path(root, clip), known.get(clip.id))]
-    for label in {clip.label for clip in missing}:
-        make_folder(root / label)
-    digests = {clip.id: known[clip.id] for clip in clips(count) if clip not in missing}
-    log(f"demo: {count - len(missing)} of {count} clips are there, {len(missing)} to render")
+    known = _record(record, numerics)
+    missing = [clip for clip in wanted if not _whole(_path(root, clip), known.get(clip.id))]
+    for folder in {_path(root, clip).parent for clip in missing}:
+        make_folder(folder)
+    lacking = {clip.id for clip in missing}
+    digests = {clip.id: known[clip.id] for clip in wanted if clip.id not in lacking}
+    log(f"{name}: {len(wanted) - len(missing)} of {len(wanted)} clips are there, {len(missing)} to render")
     spawn = multiprocessing.get_context("spawn")
     parallel = workers > 1 and len(missing) > 1
     with ProcessPoolExecutor(workers, mp_context=spawn) if parallel else nullcontext() as pool:
-        done = (pool.map if pool else map)(partial(_render, root), missing)
+        done = (pool.map if pool else map)(partial(_render, root, make), missing)
         for number, (clip, digest) in enumerate(zip(missing, done, strict=True), 1):
             digests[clip.id] = digest
             if number % 50 == 0 or number == len(missing):
                 rate = number / (time.monotonic() - started)
-                log(f"demo: {number} of {len(missing)} clips rendered, {rate:.0f} a second")
+                log(f"{name}: {number} of {len(missing)} clips rendered, {rate:.0f} a second")
     if missing or not record.exists():
-        write_json(record, {"numerics": NUMERICS, "sha256": known | digests})
+        write_json(record, {"numerics": numerics, "sha256": known | digests})
 
 
 def picture(clip: Clip) -> Iterator[tuple[Uint8, Uint8, Uint8]]:
     """The frames of `clip` as (Y (S, S), U (S/2, S/2), V (S/2, S/2))."""
     rng = np.random.default_rng([clip.seed, 0])
-    field = _noise(rng)
+    field = noise(rng)
     dy, dx = MOTIONS[clip.motion]
     speed_px = int(rng.integers(2, 4))
     angle = rng.uniform(*HUE)
-    shape = _enlarged(_digit_image(clip.digit, clip.image), int(rng.integers(20, 29)))  # (s, s) of 0 .. 1
+    shape = enlarged(digit_image(clip.digit, clip.image), int(rng.integers(20, 29)))  # (s, s) of 0 .. 1
     y = x = 0
     for frame in range(round(clip.duration_s * FPS)):
         if frame % HOLD_FRAMES == 0:
             y, x = (int(n) for n in rng.integers(0, SIDE_PX // 2 - len(shape) + 1, size=2))
         colour = np.zeros((SIDE_PX // 2, SIDE_PX // 2))
         colour[y : y + len(shape), x : x + len(shape)] = CHROMA * shape
-        u, v = (_uint8(128 + part(angle) * colour) for part in (np.cos, np.sin))
+        u, v = (uint8(128 + part(angle) * colour) for part in (np.cos, np.sin))
         yield np.roll(field, (dy * speed_px * frame, dx * speed_px * frame), axis=(0, 1)), u, v
 
 
@@ -218,14 +249,14 @@ def _order() -> Iterator[tuple[str, int]]:
         yield from ((name, take) for name in names)
 
 
-def _path(root: Path, clip: Clip) -> Path:
+def _path(root: Path, clip: Named) -> Path:
     return root / f"{clip.id}.mp4"
 
 
-def _record(path: Path) -> dict[str, str]:
+def _record(path: Path, numerics: int) -> dict[str, str]:
     try:
         value = json.loads(path.read_text())
-        return dict(value["sha256"]) if value["numerics"] == NUMERICS else {}
+        return dict(value["sha256"]) if value["numerics"] == numerics else {}
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return {}
 
@@ -234,13 +265,13 @@ def _whole(path: Path, sha256: str | None) -> bool:
     return sha256 is not None and path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
-def _render(root: Path, clip: Clip) -> str:
-    data = encode(picture(clip), tone(clip))
+def _render(root: Path, make: Callable[[C], bytes], clip: C) -> str:
+    data = make(clip)
     write_bytes(_path(root, clip), data)
     return hashlib.sha256(data).hexdigest()
 
 
-def _noise(rng: np.random.Generator) -> Uint8:
+def noise(rng: np.random.Generator) -> Uint8:
     """(S, S) of endless noise, the same in all directions, with detail at two scales."""
     across = np.fft.fftfreq(SIDE_PX)
     square = across[:, None] ** 2 + across[None, :] ** 2
@@ -249,7 +280,7 @@ def _noise(rng: np.random.Generator) -> Uint8:
         blur = np.exp(-2 * np.pi**2 * sigma_px**2 * square)
         part = np.fft.ifft2(np.fft.fft2(rng.standard_normal((SIDE_PX, SIDE_PX))) * blur).real
         total += (part - part.mean()) / part.std()
-    return _uint8(np.clip(LUMA_MEAN + LUMA_STD * total / total.std(), *LUMA_RANGE))
+    return uint8(np.clip(LUMA_MEAN + LUMA_STD * total / total.std(), *LUMA_RANGE))
 
 
 @cache
@@ -260,14 +291,14 @@ def _digit_images() -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     return bunch.images / 16.0, bunch.target
 
 
-def _digit_image(digit: str, number: int) -> npt.NDArray[np.float64]:
-    """(8, 8) of 0 .. 1"""
+def digit_image(digit: str, number: int) -> npt.NDArray[np.float64]:
+    """(8, 8) of 0 .. 1: an image of `digit`."""
     images, target = _digit_images()
     chosen: npt.NDArray[np.float64] = images[np.flatnonzero(target == int(digit))[number]]
     return chosen
 
 
-def _enlarged(image: npt.NDArray[np.float64], side_px: int) -> npt.NDArray[np.float64]:
+def enlarged(image: npt.NDArray[np.float64], side_px: int) -> npt.NDArray[np.float64]:
     """`image` (h, h) drawn smoothly on (side_px, side_px)."""
     at = np.clip((np.arange(side_px) + 0.5) * len(image) / side_px - 0.5, 0, len(image) - 1)
     weights = np.maximum(0, 1 - np.abs(at[:, None] - np.arange(len(image))))  # (side_px, h): linear
@@ -275,5 +306,6 @@ def _enlarged(image: npt.NDArray[np.float64], side_px: int) -> npt.NDArray[np.fl
     return drawn
 
 
-def _uint8(values: npt.NDArray[np.float64]) -> Uint8:
+def uint8(values: npt.NDArray[np.float64]) -> Uint8:
+    """Rounded."""
     return np.rint(values).astype(np.uint8)

@@ -68,6 +68,12 @@ def trained(wildcards, output):
     return " ".join([*(f"--head {run.head}" for run in runs), f"--split {shlex.quote(runs[0].split)}"])
 
 
+# Of a head that decodes the videos as it trains; others follow their stores.
+def videos_of(wildcards):
+    here = plan.of(wildcards.dataset)
+    return [here.videos_token] if run_of(wildcards).live else []
+
+
 def manifests_of(wildcards):
     return store_of(wildcards).manifests
 

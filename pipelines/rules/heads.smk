@@ -15,6 +15,7 @@ rule train:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
     params:
         arguments=trained,
+        videos=videos_of,
     shell:
         "framepool train {wildcards.dataset} {params.arguments}" " --threads {threads} > {log:q} 2>&1"
 

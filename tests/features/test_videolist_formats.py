@@ -294,6 +294,15 @@ def test_charades(tmp_path: Path) -> None:
         Video("0IH69", "", (), ("train",), "6RE8"),
         Video("KRF68", "", (0,), ("test",), "YA10"),
     )
+    assert found.actions == {
+        "46GP8": ((1, 11.9, 21.2), (0, 0.0, 12.6), (1, 1.0, 2.0)),
+        "0IH69": (),
+        "KRF68": ((0, 22.6, 27.8),),
+    }
+    example = charades(tmp_path)
+    write(example.test, CHARADES + "KRF68,YA10,Garage,6,7,Yes,A.,door,B.,c001 1 2;c002 22.60 27.80,30.33\n")
+    only = read(example.model_copy(update={"only": ("c001 Putting clothes somewhere", "c002 Taking clothes")}))
+    assert only.actions == {"46GP8": ((1, 11.9, 21.2), (1, 1.0, 2.0)), "KRF68": ((0, 1.0, 2.0), (1, 22.6, 27.8))}
 
 
 @pytest.mark.parametrize(
@@ -301,6 +310,9 @@ def test_charades(tmp_path: Path) -> None:
     [
         ("c003 0.0 1.0", "unknown class: {}: expected a class of the class list, got c003; did you mean 'c00"),
         ("c000 0.0 1.0;c001", "malformed action: {}: expected <class> <start> <end>, got c001"),
+        ("c000 0.0 late", "malformed action: {}: expected <class> <start> <end>, in seconds, got c000 0.0 late"),
+        ("c000 -1 2", "malformed action: {}: expected <class> <start> <end>, in seconds, got c000 -1 2"),
+        ("c000 0 nan", "malformed action: {}: expected <class> <start> <end>, in seconds, got c000 0 nan"),
     ],
 )
 def test_charades_says_what_is_wrong_and_where(tmp_path: Path, actions: str, message: str) -> None:

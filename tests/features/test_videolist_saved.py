@@ -145,3 +145,16 @@ def test_memory_is_a_kilobyte_a_video(tmp_path: Path, count: int) -> None:
         tracemalloc.stop()
     assert len(videos.videos) == count
     assert peak < 1000 * count
+
+
+def test_times_of_labels_survive_and_nonsense_is_refused(tmp_path: Path) -> None:
+    videos = (Video("a", "", (0, 1), ("train",), ""), Video("b", "", (), ("test",), ""))
+    found = VideoList(videos, ("x", "y"), ("1",), True, {"a": ((0, 0.1, 1 / 3), (1, 2.0, 3.5)), "b": ()})
+    path = tmp_path / "videos.csv"
+    save(found, path)
+    assert load(path) == found
+    text = path.read_text()
+    for broken in ("1 0.1 x", "2 0.1 0.2", "0 0.1"):
+        path.write_text(text.replace("1 2.0 3.5", broken))
+        with pytest.raises(UserError, match=r"damaged video list: .*:4: expected a row of a video"):
+            load(path)

@@ -215,6 +215,9 @@ def test_early_stop_keeps_the_best_epochs_weights(tmp_path: Path) -> None:
     go(tmp_path, config)
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["epochs"] == run["best_epoch"] + 3 < 40
+    rows = list(csv.DictReader((tmp_path / "history.csv").open()))
+    watched = [float(row["held_out_loss"]) for row in rows]
+    assert watched.index(min(watched)) + 1 == run["best_epoch"]
 
 
 def test_nan_stops_naming_the_video(tmp_path: Path) -> None:

@@ -122,3 +122,11 @@ def test_a_reader_who_has_had_enough_is_no_error(tmp_path: Path) -> None:
 def test_framepool_is_the_name_of_the_command() -> None:
     assert parser().prog == "framepool"
     assert 'framepool = "pipelines.__main__:main"' in (world.REPO / "pyproject.toml").read_text()
+
+
+def test_the_device_of_a_workflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = ["train", "demo", "--head", "average"]
+    assert parser().parse_args(train).device == "cpu"
+    monkeypatch.setenv("FRAMEPOOL_DEVICE", "cuda")
+    assert parser().parse_args(train).device == "cuda"
+    assert parser().parse_args([*train, "--device", "cuda:1"]).device == "cuda:1"

@@ -198,11 +198,6 @@ heads:
         ),
         ("source: tvl1", "source: tlv1", "the name of a tvl1 extractor in extractors.flow.source, not 'tlv1'"),
         ("source: logmel, ", "", "$.extractors.audio.source: expected a value"),
-        (
-            "{kind: tvl1}",
-            "{kind: tvl1, store: false}",
-            "a stored extractor in heads.tsn.features; tvl1 has store: false",
-        ),
         ("{kind: tvl1}", "{kind: tvl1, store: false, temporary: true}", "temporary: true or store: false, not both"),
         ("{kind: tvl1}", "{kind: tvl1, sampling: {kind: clips}}", "sampling of single frames"),
         ("{kind: tvl1}", "{kind: tvl1, backend: dis, device: cuda}", "backend framepool on device cuda"),
@@ -241,3 +236,22 @@ def test_extractors_that_do_not_fit_together(
     with pytest.raises(UserError) as error:
         load("all")
     assert message in str(error.value)
+
+
+def test_a_head_reads_what_is_not_stored_where_it_comes_from_the_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    path = tmp_path / "config" / "all.yaml"
+    heads = ALL.replace("features: [rgb]", "features: [rgb, flow, audio]")
+    virtual = heads.replace("source: tvl1, ", "source: tvl1, store: false, ")
+    path.write_text(virtual)
+    with pytest.raises(UserError) as error:
+        load("all")
+    expected = (
+        "an extractor in heads.average.features that is stored, or that reads the videos; flow has store: false and"
+    )
+    assert f"{expected} reads tvl1" in str(error.value)
+    path.write_text(virtual.replace("{kind: tvl1}", "{kind: tvl1, store: false}"))
+    assert not load("all").extractors["flow"].store

@@ -1,0 +1,203 @@
+"""Features of extractors that are not stored: decoded, and put through their networks, as a head asks for them.
+
+What `features.batches.Features` is for rows in memory and `features.stream.Stream` for rows on disk, with the same
+`blocks`: an epoch takes the videos in a random order, a batch of them at a time, the next one while one is used. The
+order and the batches are those of rows in memory, so a head trains to the same weights with `store: false` as with
+`store: true`, in the memory of a few batches. Modalities that are stored join from memory. A video that does not
+decode is one without rows; too many of them stop the run.
+
+    with Virtual.open(tasks, stored, ids, paths, workers=2, max_bad_share=0.05) as features:
+        for rows, places, numbers in features.blocks(train, generator, batch=32): rows.batch(numbers, even_rows(3))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from extract.shard import Task
+from extract.whole import Extraction, Video
+from features.batches import Block, Features, Rows, Start
+from features.errors import TooManyBad
+from features.outcome import FAILED, Outcome, counts
+from heads.parallel import ranks
+
+_BATCH: Final = 32
+_NO_FILE: Final = Outcome(outcome="undecodable", reason="no such file under the root")
+
+
+@dataclass(frozen=True)
+class Virtual:
+    """`names` are the modalities that are computed; `stored` has the others (None: there are no others)."""
+
+    ids: tuple[str, ...]
+    paths: tuple[Path | None, ...]
+    names: tuple[str, ...]
+    modalities: tuple[str, ...]
+    stored: Features | None
+    stores: dict[str, dict[str, Any]]
+    extraction: Extraction
+    max_bad_share: float
+    outcomes: dict[str, dict[int, Outcome]] = field(default_factory=dict)  # by modality and video, of those seen so far
+
+    @classmethod
+    def open(
+        cls,
+        tasks: Mapping[str, Task],
+        stored: Features | None,
+        ids: Sequence[str],
+        paths: Sequence[Path | None],
+        *,
+        stores: Mapping[str, dict[str, Any]],
+        workers: int,
+        max_bad_share: float,
+    ) -> Self:
+        """Of `tasks`, by modality, beside what is `stored`; the files (None: not found) stand beside the `ids`.
+        `stores` are what a run records of the computed ones."""
+        extraction = Extraction(tasks, workers)
+        known = {
+            m: {**stores[m], "facts": {k: v for k, v in stage.facts.items() if k not in ("row_shape", "dtype")}}
+            for m, stage in extraction.stages.items()
+        }
+        names = tuple(tasks)
+        own = () if stored is None else tuple(stored.rows)
+        facts = {**known, **({} if stored is None else stored.stores)}
+        return cls(tuple(ids), tuple(paths), names, (*names, *own), stored, facts, extraction, max_bad_share)
+
+    def __enter__(self) -> Self:
+        self.extraction.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.extraction.__exit__(*error)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape *D of one row, by modality."""
+        own = {m: tuple(self.extraction.stages[m].facts["row_shape"]) for m in self.names}
+        kept = {} if self.stored is None else self.stored.shapes
+        return {m: {**own, **kept}[m] for m in self.modalities}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that are in memory all the time."""
+        return 0 if self.stored is None else self.stored.nbytes
+
+    def has_rows(self, modality: str | None = None) -> Tensor:
+        """(V,) bool: the video has a row in `modality`, or in at least one. Of those that are computed, whether there
+        is a file: what is in it turns out in training, and a video without rows teaches nothing."""
+        asked = self.modalities if modality is None else (modality,)
+        there = torch.tensor([path is not None for path in self.paths])
+        found = torch.zeros(len(self.ids), dtype=torch.bool)
+        for name in asked:
+            found |= there if name in self.names or self.stored is None else self.stored.has_rows(name)
+        return found
+
+    def only(self, modalities: Sequence[str]) -> Virtual | Features:
+        """The same videos with these modalities alone, in this order. What is not among them is not computed."""
+        names = tuple(m for m in modalities if m in self.names)
+        kept = [m for m in modalities if m not in self.names]
+        stored = self.stored.only(kept) if self.stored is not None and kept else None
+        if not names and stored is not None:
+            return stored
+        stores = {m: self.stores[m] for m in modalities}
+        return replace(self, names=names, modalities=tuple(modalities), stored=stored, stores=stores)
+
+    def means(self, videos: Tensor) -> dict[str, Tensor]:
+        """{modality: (D,) float32}: the mean of all rows of the videos numbered `videos`, where rows are vectors; takes
+        a pass over them."""
+        shapes = {m: shape for m, shape in self.shapes.items() if len(shape) == 1}
+        if not shapes:
+            return {}
+        totals = {m: torch.zeros(shape[0], dtype=torch.float64) for m, shape in shapes.items()}
+        rows_of = dict.fromkeys(shapes, 0)
+        for rows, _, numbers in self.blocks(videos):
+            for modality, mean in rows.means(numbers).items():
+                count = int(rows.rows[modality].lengths[numbers].sum())
+                totals[modality] += mean.double() * count
+                rows_of[modality] += count
+        return {m: (total / max(1, rows_of[m])).float() for m, total in totals.items()}
+
+    def blocks(
+        self,
+        videos: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        batch: int | None = None,
+        start: Start | None = None,
+    ) -> Iterator[Block]:
+        """`videos` (n,) in equal parts of at most `batch`, in random order with a `generator`: rows in memory, places
+        in `videos`, and the numbers of those in these rows. `start` passes over parts, and decodes nothing of them.
+
+        In training, each of several processes computes its own part of a batch: the others' videos have no rows here.
+        """
+        order = torch.arange(len(videos)) if generator is None else torch.randperm(len(videos), generator=generator)
+        most = batch if batch is not None and generator is not None else _BATCH  # a test may ask for more than fits
+        parts = order.tensor_split(-(-len(order) // most)) if len(order) else ()
+        if start is not None and generator is not None:
+            parts = parts[start[0] :]
+            generator.set_state(start[1])
+        own = [part[ranks().part(len(part))] if generator is not None else part for part in parts]
+        todo = [int(v) for part in own for v in videos[part]]
+        with closing(self._computed(todo)) as computed, ThreadPoolExecutor(1) as worker:
+            ahead = worker.submit(self._block, videos[parts[0]], videos[own[0]], computed) if parts else None
+            for k, part in enumerate(parts):
+                rows = ahead.result()  # type: ignore[union-attr]
+                if k + 1 < len(parts):
+                    ahead = worker.submit(self._block, videos[parts[k + 1]], videos[own[k + 1]], computed)
+                yield rows, part, torch.arange(len(part))
+                del rows
+        self._check()
+
+    def _computed(self, videos: Sequence[int]) -> Generator[Video]:
+        """Each of `videos`, in their order; a video without a file is one without rows."""
+        there = [(v, path) for v in videos if (path := self.paths[v]) is not None]
+        found = self.extraction.read(there, self.names) if there else iter(())
+        for v in videos:
+            video = next(found) if self.paths[v] is not None else Video(v, {}, dict.fromkeys(self.names, _NO_FILE))
+            for name, outcome in video.outcomes.items():
+                self.outcomes.setdefault(name, {})[v] = outcome
+            yield video
+
+    def _block(self, videos: Tensor, own: Tensor, computed: Iterator[Video]) -> Features:
+        """The rows of `videos` (n,); of those that are not among `own` none is computed."""
+        found = {video.number: video for video in (next(computed) for _ in range(len(own)))}
+        rows = {m: self._rows(m, videos.tolist(), found) for m in self.names}
+        if self.stored is not None:
+            for m, kept in self.stored.rows.items():
+                rows[m] = kept._replace(starts=kept.starts[videos], lengths=kept.lengths[videos])
+        ids = tuple(self.ids[v] for v in videos.tolist())
+        return Features(ids, {m: rows[m] for m in self.modalities}, {})
+
+    def _rows(self, modality: str, videos: Sequence[int], found: Mapping[int, Video]) -> Rows:
+        facts = self.extraction.stages[modality].facts
+        none = np.zeros((0,), np.int64), np.zeros((0, *facts["row_shape"]), np.dtype(facts["dtype"]))
+        pairs = [found[v].rows.get(modality, none) if v in found else none for v in videos]
+        padding = np.zeros((1, *facts["row_shape"]), np.dtype(facts["dtype"]))
+        data = torch.from_numpy(np.concatenate([*(rows for _, rows in pairs), padding]))
+        times = torch.from_numpy(np.concatenate([*(times for times, _ in pairs), [0]]).astype(np.int64))
+        lengths = torch.tensor([len(rows) for _, rows in pairs])
+        return Rows(data, lengths.cumsum(0) - lengths, lengths, times)
+
+    def _check(self) -> None:
+        for name, outcomes in self.outcomes.items():
+            bad = [(v, o) for v, o in outcomes.items() if o.outcome in FAILED]
+            if len(bad) > self.max_bad_share * len(self.ids):
+                v, outcome = bad[0]
+                got = f"{len(bad) / len(self.ids):.1%}, {self.ids[v]} is one ({outcome.outcome}: {outcome.reason})"
+                expected = f"at most {self.max_bad_share:.1%} of the list"
+                fix = "mend the files, or raise max_bad_share in the config"
+                raise TooManyBad("too many videos failed", where=name, expected=expected, got=got, fix=fix)
+
+    def in_words(self) -> str:
+        """Such as ``rgb: 250 ok, 6 partial``, of the videos that were decoded so far."""
+        said = {m: ", ".join(f"{n} {what}" for what, n in counts(o.values()).items()) for m, o in self.outcomes.items()}
+        return "; ".join(f"{m}: {text}" for m, text in said.items())

@@ -1,0 +1,212 @@
+"""Rows that are computed as a head asks for them: those of the store, in the same batches, to the same weights."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from extract.shard import extract_shards
+from features.batches import Features, all_rows
+from features.errors import TooManyBad
+from heads.kinds import TsnConfig
+from pipelines import plan as plans
+from pipelines.commands.stage_one import task_of
+from pipelines.virtual import Virtual
+from tests.heads.made import SMALL_CNN
+from tests.heads.test_steps import Stop, stopping
+from tests.heads.test_training import bytes_of, go
+from tests.workflow import world
+
+CONFIG: dict[str, Any] = copy.deepcopy(world.CONFIG)
+SIZE = {"resize": 32, "crop": 32}
+CONFIG["extractors"] = {
+    "pixels": {"kind": "pixels", "sampling": {"kind": "uniform", "n": 4}, "transform": SIZE},
+    "tvl1": {"kind": "tvl1", "sampling": {"kind": "segments", "n": 2}, "pairs": 1, "backend": "dis", "transform": SIZE},
+    "flow": {
+        "kind": "flow",
+        "source": "tvl1",
+        "crop": 32,
+        "network": {"name": "test_resnet", "weights": "flow.safetensors"},
+    },
+    "rgb": {**world.CONFIG["extractors"]["rgb"], "transform": SIZE},
+}
+TSN = {
+    "kind": "tsn",
+    "features": ["pixels"],
+    "network": {**SMALL_CNN},
+    "crop_px": 32,
+    "sample": {"train": 2, "test": 4},
+}
+CONFIG["heads"] = {
+    "tsn": {
+        **TSN,
+        "sample": {"train": 2, "test": 4},
+        "train": {"epochs": 2, "batch": 3, "lr": 0.01, "schedule": {"kind": "constant"}},
+    },
+    "both": {"kind": "average", "features": ["flow", "rgb"], "train": {"epochs": 2, "batch": 3}},
+}
+
+
+def virtual(config: dict[str, Any], *names: str) -> dict[str, Any]:
+    made = copy.deepcopy(config)
+    for name in names:
+        made["extractors"][name]["store"] = False
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine clips, one of them broken, and the same config with and without stores, which are made."""
+    here = world.build(tmp_path_factory.mktemp("virtual"))
+    (here / "videos" / f"{world.name_of(4)}.avi").write_bytes(b"broken")
+    world.write_network(here / "flow.safetensors", "test_resnet", in_chans=2, reads="flow")
+    config = {**CONFIG, "max_bad_share": 0.3}
+    world.write_config(here, config, "stored")
+    world.write_config(here, virtual(config, "pixels", "tvl1", "flow"), "virtual")
+    return here
+
+
+@pytest.fixture
+def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    monkeypatch.chdir(folder)
+    plans.of.cache_clear()
+    yield folder
+    plans.of.cache_clear()
+
+
+def stored(*names: str) -> Features:
+    plan = plans.of("stored")
+    stores = [plan.store(name) for name in names]
+    for shard in range(plan.shard_count):
+        extract_shards(
+            [task_of(store, shard) for store in sorted(stores, key=lambda s: s.extractor == "flow")], workers=1
+        )
+    return Features.open({s.extractor: s.folder for s in stores}, [v.id for v in plan.videos.videos])
+
+
+def opened(*names: str, kept: Features | None = None, share: float = 0.3) -> Virtual:
+    plan = plans.of("virtual")
+    videos = plan.videos.videos
+    return Virtual.open(
+        {name: task_of(plan.store(name), 0) for name in names},
+        kept,
+        [v.id for v in videos],
+        [plan.root / v.path for v in videos],
+        stores={name: {"store": name, "digest": name} for name in names},
+        workers=2,
+        max_bad_share=share,
+    )
+
+
+def times(features: Features, modality: str, video: int) -> list[int]:
+    rows = features.rows[modality]
+    return rows.time_us[rows.starts[video] :][: rows.lengths[video]].tolist()
+
+
+def test_rows_are_those_of_the_stores(there: Path) -> None:
+    """Pixels, and a network on flow that is not stored either, out of one decoding, beside stored rows."""
+    whole = stored("pixels", "tvl1", "flow", "rgb").only(("pixels", "flow", "rgb"))
+    videos, seen = torch.tensor([7, 0, 4, 3, 8]), []
+    with opened("pixels", "flow", kept=whole.only(("rgb",))) as features:
+        assert features.shapes == whole.shapes and features.ids == whole.ids
+        for rows, places, numbers in features.blocks(videos, torch.Generator().manual_seed(1), batch=2):
+            seen += places.tolist()
+            ours, masks = rows.batch(numbers, all_rows)
+            theirs, their_masks = whole.batch(videos[places], all_rows)
+            for m in whole.shapes:
+                torch.testing.assert_close(ours[m], theirs[m], rtol=1e-3, atol=1e-4)
+                assert torch.equal(masks[m], their_masks[m])
+                for place, number in zip(places, numbers, strict=True):
+                    assert times(rows, m, int(number)) == times(whole, m, int(videos[place]))
+        assert sorted(seen) == [0, 1, 2, 3, 4] != seen
+        assert features.in_words().startswith("pixels: 4 ok, 1 undecodable; flow: 4 ok, 1 ")
+        means, theirs_too = features.only(("flow", "rgb")).means(videos), whole.means(videos)
+        for m, mean in means.items():
+            torch.testing.assert_close(mean, theirs_too[m], rtol=1e-3, atol=1e-4)
+        assert features.only(("rgb",)).shapes == {"rgb": whole.shapes["rgb"]}
+
+
+LABELS = np.array([0, 1] * 5)[:9]
+GIVEN: dict[str, Any] = {"train": [0, 1, 2, 3, 5, 6], "test": [7, 8], "classes": world.CLASSES}
+
+
+def test_a_head_trains_to_the_same_weights(there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With other random rows, crops and dropout in every step; also where it was stopped inside of an epoch."""
+    config = TsnConfig.model_validate(CONFIG["heads"]["tsn"])
+    go(tmp_path / "stored", config, data=(stored("pixels"), LABELS), **GIVEN)
+    with opened("pixels") as features:
+        go(tmp_path / "virtual", config, data=(features, LABELS), **GIVEN)
+        with monkeypatch.context() as patch, pytest.raises(Stop):
+            stopping(patch, 4)
+            go(tmp_path / "killed", config, data=(features, LABELS), checkpoint_s=0, **GIVEN)
+        lines: list[str] = []
+        go(tmp_path / "killed", config, data=(features, LABELS), checkpoint_s=0, log=lines.append, **GIVEN)
+    assert lines[0] == "goes on in epoch 2/2, after 3 of 6 videos"
+    for name in ("weights.safetensors", "predictions.npz"):
+        assert bytes_of(tmp_path / "virtual")[name] == bytes_of(tmp_path / "stored")[name]
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "virtual")
+
+
+def test_a_video_that_does_not_decode_teaches_nothing(there: Path, tmp_path: Path) -> None:
+    config = TsnConfig.model_validate(CONFIG["heads"]["tsn"])
+    with opened("pixels") as features:
+        found = go(tmp_path, config, data=(features, LABELS), **{**GIVEN, "train": [0, 1, 4, 5], "test": [4, 8]})
+        assert found["n_test"] == 2 and found["loss"] is not None
+    with (
+        opened("pixels", share=0.1) as features,
+        pytest.raises(TooManyBad, match=r"pixels: expected at most 10\.0% of the list, got 11"),
+    ):
+        list(features.blocks(torch.arange(9)))
+
+
+def test_a_batch_of_nothing_but_broken_videos(there: Path, tmp_path: Path) -> None:
+    config = TsnConfig.model_validate({**CONFIG["heads"]["tsn"], "train": {"epochs": 1, "batch": 1}})
+    with opened("pixels") as features:
+        go(tmp_path, config, data=(features, LABELS), **{**GIVEN, "train": [4, 5]})
+
+
+@pytest.mark.slow
+def test_the_workflow_trains_on_what_is_not_stored(folder: Path, tmp_path: Path) -> None:
+    """No store is made; a changed video trains the head anew."""
+    here = shutil.copytree(folder, tmp_path / "copy")
+    shutil.rmtree(here / "work", ignore_errors=True)
+    (here / "config" / "virtual.yaml").rename(here / "config" / "tiny.yaml")
+    world.snakemake(here)
+    assert [p.name[:3] for p in (here / "work" / "tiny" / "features").iterdir()] == ["rgb"]
+    (run,) = (here / "work" / "tiny" / "runs").glob("tsn-*/seed0")
+    stores = json.loads((run / "run.json").read_text())["stores"]
+    assert stores["pixels"]["facts"]["transform"]["crop"] == 32
+    printed = json.loads(world.framepool(here, "evaluate", str(run.relative_to(here))))
+    assert printed["n_test"] == json.loads((run / "metrics.json").read_text())["n_test"]
+    assert world.planned(here) == {}
+    shutil.copy(here / "videos" / f"{world.name_of(0)}.avi", here / "videos" / f"{world.name_of(4)}.avi")
+    assert {"train", "extract"} <= world.planned(here).keys()
+
+
+@pytest.mark.slow
+def test_two_processes_compute_a_part_each(folder: Path) -> None:
+    """To the losses of one; each decodes its own videos of a batch, and the broken one teaches nothing."""
+    config = virtual({**CONFIG, "max_bad_share": 0.3}, "tvl1", "flow", "rgb")
+    config["heads"] = {"both": {**CONFIG["heads"]["both"], "dropout": 0, "missing": "none"}}
+    found = []
+    for name, command in (
+        ("one", []),
+        ("two", ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]),
+    ):
+        world.write_config(folder, config, name)
+        train = [sys.executable, "-m", *command, "pipelines", "train", name, "--head", "both", "--threads", "2"]
+        printed = world.command(folder, train)
+        assert "computed as asked" in printed
+        (history,) = (folder / "work" / name / "runs").glob("both-*/seed0/history.csv")
+        found.append(np.genfromtxt(history, delimiter=",", skip_header=1))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    assert np.isfinite(found[0]).all()
