@@ -31,6 +31,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 class Head(nn.Module):
     """Base of all heads. `shapes` are the rows it reads, by modality; options come by name from its config."""
 
+    test_batch: ClassVar[int] = 128  # videos that are judged at once
     fitted: ClassVar[bool] = False  # computed by `fit` in one pass over the training videos; no gradient steps
 
     def __init__(self, shapes: Shapes, num_classes: int) -> None:

@@ -45,7 +45,8 @@ def load_head(
             check_classes(path, notes.get("classes", []), classes)
         config: BaseConfig = heads.HEADS[run["kind"]][1].model_validate(run["config"])
         if (folder / NETWORK).exists():
-            network = getattr(config, "network").model_copy(update={"weights": str(folder / NETWORK)})  # noqa: B009
+            update = {"weights": str(folder / NETWORK), "inflate": None}
+            network = getattr(config, "network").model_copy(update=update)  # noqa: B009
             config = config.model_copy(update={"network": network})
         shapes = {modality: tuple(shape) for modality, shape in run["shapes"].items()}
         head = heads.from_config(config, shapes, len(run["classes"]), classes=run["classes"])

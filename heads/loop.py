@@ -37,7 +37,6 @@ from heads.results import Predictions, in_short
 
 History = list[dict[str, float | None]]
 _NAMED_IDS = 16
-_TEST_BATCH = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +79,7 @@ def predict(head: Head, config: BaseConfig, data: Data, videos: Tensor, device: 
     select = {m: head.test_rows(config.rows(m).test) for m in head.shapes}
     found = torch.zeros(len(videos), len(data.classes))
     for rows, places, numbers in data.features.blocks(videos) if len(videos) else ():
-        for part in torch.split(torch.arange(len(places)), _TEST_BATCH):
+        for part in torch.split(torch.arange(len(places)), head.test_batch):
             logits = head(*rows.batch(numbers[part], select, device, config.align))
             found[places[part]] = logits.float().cpu()
     ids = [data.features.ids[k] for k in videos.tolist()]

@@ -17,6 +17,7 @@ from features.errors import UserError, nearest
 from features.recipe import Config, file_sha256
 from features.videolist.config import VideoSource
 from heads.kinds import FusionConfig, HeadConfig, TsnConfig
+from heads.map_kinds import MapsConfig
 from pipelines.datasets.flash import FlashDigits, NoisyDigits
 from pipelines.sweeps import Sweep, expanded
 
@@ -70,9 +71,11 @@ class Dataset(Config):
                 self._maps_fit(name, head)
             if isinstance(head, FusionConfig):
                 self._members_fit(name, head)
+            if isinstance(head, MapsConfig):
+                self._activations_fit(name, head)
         for name, extractor in self.extractors.items():
             run = trainer(extractor)
-            if run is not None and not isinstance(self.heads.get(run), TsnConfig):
+            if run is not None and getattr(self.heads.get(run), "network", None) is None:
                 raise ValueError(f"the name of a tsn head in extractors.{name}.network.weights.run, not {run!r}")
             if extractor.source is None and (extractor.kind == "frames") != self.generated:
                 expected = f"kind: frames or a source in extractors.{name}, as these videos are never on disk"
@@ -90,6 +93,15 @@ class Dataset(Config):
         if fitting and head.network.reads not in fitting:
             expected = f"network.reads: {' or '.join(fitting)} in heads.{name}"
             raise ValueError(f"{expected}, as {head.features[0]} is {kind}")
+
+    def _activations_fit(self, name: str, head: MapsConfig) -> None:
+        extractor = self.extractors[head.features[0]]
+        clips = extractor.kind == "pixels"
+        if head.network is not None and not clips:
+            raise ValueError(f"a pixels extractor in heads.{name}.features, as it has a network, not {extractor.kind}")
+        if head.network is None and (clips or (isinstance(extractor, Networked) and extractor.network.pool)):
+            expected = f"an extractor with network.pool: false in heads.{name}.features, or a network"
+            raise ValueError(f"{expected}, as {head.kind} reads maps")
 
     def _members_fit(self, name: str, head: FusionConfig) -> None:
         for member in head.weights:

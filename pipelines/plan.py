@@ -21,7 +21,7 @@ from features import videolist
 from features.errors import UserError, nearest
 from features.recipe import digest
 from features.videolist import Video, VideoList
-from heads.kinds import NUMERICS, FusionConfig, TsnConfig
+from heads.kinds import NUMERICS, FusionConfig
 from pipelines.config import Dataset, Rendered, config_path, from_run, load, weights_digest
 from pipelines.datasets import demo, flash
 from pipelines.parts import Run, Store
@@ -159,7 +159,7 @@ class Plan:
             return self.run(weights.run, split or self.config.splits[0])
         other = of(weights.dataset)
         run = other.run(weights.run, other.config.splits[0])
-        if not isinstance(other.config.heads[run.head], TsnConfig):
+        if getattr(other.config.heads[run.head], "network", None) is None:
             raise UserError("weights of a head without a network", where=config_path(other.dataset), got=run.head)
         return run
 
@@ -197,8 +197,9 @@ class Plan:
         }
         if isinstance(config, FusionConfig):
             value["runs"] = {name: self.run(name, split).digest for name in config.weights}
-        if isinstance(config, TsnConfig) and config.network.weights is not None:
-            value["weights"] = weights_digest(config.network.weights, self._place("heads", head))
+        network = getattr(config, "network", None)
+        if network is not None and network.weights is not None:
+            value["weights"] = weights_digest(network.weights, self._place("heads", head))
         return Run(self, head, split, value)
 
     @lru_cache  # noqa: B019
