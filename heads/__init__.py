@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from features.errors import UserError, nearest
 from heads import kinds as configs
+from heads import map_kinds
 from heads.config import EMPTY, BaseConfig
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ HEADS: Final[Mapping[str, tuple[str, type[BaseConfig]]]] = MappingProxyType(
         "bilstm": ("heads.bilstm:BiLstm", configs.BiLstmConfig),
         "stacked_lstm": ("heads.stacked_lstm:StackedLstm", configs.StackedLstmConfig),
         "vtn": ("heads.vtn:Vtn", configs.VtnConfig),
+        "kft": ("heads.kft:Kft", map_kinds.KftConfig),
+        "i3d": ("heads.i3d:I3dTail", map_kinds.I3dConfig),
         "netvlad": ("heads.netvlad:NetVlad", configs.NetVladConfig),
         "nextvlad": ("heads.netvlad:NextVlad", configs.NextVladConfig),
         "noisy_or": ("heads.noisy_or:NoisyOr", configs.NoisyOrConfig),

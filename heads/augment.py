@@ -49,9 +49,27 @@ def random_boxes(
     first = (place * (room - size)).floor()
     boxes = torch.cat([first, first + size], dim=1)
     if mirror:
-        flip = torch.rand(count, generator=generator) < 0.5
-        boxes = torch.where(flip[:, None], boxes[:, [0, 3, 2, 1]], boxes)
+        boxes = mirrored(boxes, generator)
     return boxes
+
+
+def jittered_boxes(
+    count: int, height_px: int, width_px: int, *, mirror: bool, generator: torch.Generator | None
+) -> Tensor:
+    """(B,4), as `random_boxes`: squares anywhere, of 224 px where the short side was scaled to 256 to 320 px."""
+    short = min(height_px, width_px)
+    size = (short * 224 / (256 + 64 * torch.rand(count, 1, generator=generator))).expand(-1, 2)
+    first = torch.rand(count, 2, generator=generator) * (torch.tensor([height_px, width_px]) - size)
+    boxes = torch.cat([first, first + size], dim=1)
+    if mirror:
+        boxes = mirrored(boxes, generator)
+    return boxes
+
+
+def mirrored(boxes: Tensor, generator: torch.Generator | None) -> Tensor:
+    """(B,4) -> (B,4): each of them mirrored or not, with equal chances."""
+    flip = torch.rand(len(boxes), generator=generator) < 0.5
+    return torch.where(flip[:, None], boxes[:, [0, 3, 2, 1]], boxes)
 
 
 def centre_box(height_px: int, width_px: int, size_px: int) -> Tensor:

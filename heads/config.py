@@ -283,7 +283,12 @@ class BaseConfig(Config):
     def with_network(self, weights: str) -> Self:
         """The same config with the weights of its CNN in this file."""
         part = "encoder" if self.encoder is not None else "network"
-        return self.model_copy(update={part: getattr(self, part).model_copy(update={"weights": weights})})
+        cnn = getattr(self, part)
+        update = {
+            "weights": weights,
+            **({"inflate": None} if hasattr(cnn, "inflate") else {}),
+        }  # it is inflated already
+        return self.model_copy(update={part: cnn.model_copy(update=update)})
 
     def recipe(self) -> dict[str, Any]:
         """Without options that are null and unused, so that one that comes later leaves digests as they are."""

@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from features.recipe import Config
 from heads.config import BaseConfig, Plateau, Sample, Schedule, Share, Step, StepsConfig, TrainConfig
+from heads.map_kinds import I3dConfig, KftConfig
 
 
 class AverageConfig(BaseConfig):
@@ -325,6 +326,8 @@ HeadConfig = Annotated[
     | SvmConfig
     | LogisticConfig
     | TsnConfig
+    | KftConfig
+    | I3dConfig
     | FusionConfig,
     Field(discriminator="kind"),
 ]
@@ -334,5 +337,6 @@ NUMERICS: Final = {
     "attention_cluster": 3,
     **dict.fromkeys(("average", "ridge", "tsn"), 2),
     **dict.fromkeys(("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm", "vtn"), 1),
+    **dict.fromkeys(("kft", "i3d"), 1),
     **dict.fromkeys(("netvlad", "nextvlad", "noisy_or", "svm", "logistic", "fusion"), 1),
 }

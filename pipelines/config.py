@@ -19,6 +19,7 @@ from features.recipe import Config, file_sha256
 from features.videolist.config import VideoSource
 from heads.config import BaseConfig
 from heads.kinds import FusionConfig, HeadConfig, RunWeights, TsnConfig
+from heads.map_kinds import MapsConfig
 from pipelines.datasets.flash import FlashDigits, NoisyDigits
 from pipelines.sweeps import Sweep, expanded
 
@@ -73,6 +74,8 @@ class Dataset(Config):
                 continue
             if isinstance(head, TsnConfig) or head.encoder is not None:
                 self._maps_fit(name, head)
+            if isinstance(head, MapsConfig):
+                self._activations_fit(name, head)
             self._runs_fit(name, head)
         for name, extractor in self.extractors.items():
             run = trainer(extractor)
@@ -132,6 +135,15 @@ class Dataset(Config):
         for other in waits_for(self.heads[head]):
             self._no_waiting(other, (*above, head))
 
+    def _activations_fit(self, name: str, head: MapsConfig) -> None:
+        extractor = self.extractors[head.features[0]]
+        clips = extractor.kind == "pixels"
+        if head.network is not None and not clips:
+            raise ValueError(f"a pixels extractor in heads.{name}.features, as it has a network, not {extractor.kind}")
+        if head.network is None and (clips or (isinstance(extractor, Networked) and extractor.network.pool)):
+            expected = f"an extractor with network.pool: false in heads.{name}.features, or a network"
+            raise ValueError(f"{expected}, as {head.kind} reads maps")
+
     def _members_fit(self, name: str, head: FusionConfig) -> None:
         for member in head.weights:
             if member not in self.heads or isinstance(self.heads[member], FusionConfig):
@@ -159,7 +171,7 @@ class Dataset(Config):
 
 def has_network(head: HeadConfig) -> bool:
     """Whether a run of the head leaves a CNN that an extractor can take."""
-    return isinstance(head, TsnConfig) or (isinstance(head, BaseConfig) and head.encoder is not None)
+    return getattr(head, "network", None) is not None or getattr(head, "encoder", None) is not None
 
 
 def waits_for(head: HeadConfig) -> tuple[str, ...]:

@@ -62,6 +62,24 @@ _BRANCHES: Final = {
 }
 
 
+class Convolution(nn.Conv3d):
+    """Padded as the module says; where TensorFlow's zeros are as many before as after, by the convolution itself."""
+
+    def __init__(self, size: int, out: int, kernel: Side3, stride: Side3, padding: Padding) -> None:
+        super().__init__(size, out, kernel, stride, bias=False)
+        self.symmetric = padding == "symmetric"
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B,C,T,H,W) -> (B,C',T',H',W')."""
+        pads = [around(s, k, d) for s, k, d in zip(input.shape[2:], self.kernel_size, self.stride, strict=True)]
+        if self.symmetric:
+            pads = [(k // 2, k // 2) for k in self.kernel_size]
+        if any(before != after for before, after in pads):
+            input, pads = F.pad(input, [n for pair in reversed(pads) for n in pair]), [(0, 0)] * 3
+        return F.conv3d(input, self.weight, None, self.stride, [before for before, _ in pads])
+
+
 class Unit(nn.Module):
     """Convolution, batch norm, ReLU."""
 
@@ -69,21 +87,12 @@ class Unit(nn.Module):
         self, size: int, out: int, kernel: Side3 = (1, 1, 1), stride: Side3 = (1, 1, 1), padding: Padding = "same"
     ) -> None:
         super().__init__()
-        self.conv3d = nn.Conv3d(size, out, kernel, stride, bias=False)
-        self.bn = nn.BatchNorm3d(out, eps=1e-3, momentum=0.01)
-        self.padding = padding
-        nn.init.kaiming_normal_(self.conv3d.weight, nonlinearity="relu")
+        self.conv3d = Convolution(size, out, kernel, stride, padding)
+        self.bn = nn.BatchNorm3d(out, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,T,H,W) -> (B,C',T',H',W')."""
-        conv = self.conv3d
-        pads = [around(s, k, d) for s, k, d in zip(x.shape[2:], conv.kernel_size, conv.stride, strict=True)]
-        if self.padding == "symmetric":
-            pads = [(k // 2, k // 2) for k in conv.kernel_size]
-        if any(before != after for before, after in pads):
-            x, pads = F.pad(x, [n for pair in reversed(pads) for n in pair]), [(0, 0)] * 3
-        found = F.conv3d(x, conv.weight, None, conv.stride, [before for before, _ in pads])
-        return F.relu(self.bn(found), inplace=not self.training)
+        return F.relu(self.bn(self.conv3d(x)), inplace=not self.training)
 
 
 class SamePool(nn.Module):

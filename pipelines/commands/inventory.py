@@ -22,6 +22,8 @@ from pipelines import plan as plans
 from pipelines.commands.stage_one import in_words
 from pipelines.plan import Plan
 
+MAPS = (1, (832, 8, 8, 8))  # of KFT's trunk, of one clip of 32 frames
+
 
 def features(args: Namespace) -> None:
     """List stores, or export, import, prune."""
@@ -154,13 +156,19 @@ def _heads() -> list[dict[str, Any]]:
 
     classes, found = 400, []
     for name in heads.HEADS:
-        maps = name == "tsn"
-        rows, shape = (1, (224, 224, 3)) if maps else (25, (2048,))
-        head = heads.build(name, {"rgb": shape}, classes, network={"name": "resnet50"} if maps else None).eval()
-        features = {"rgb": torch.zeros((1, rows, *shape), dtype=torch.uint8 if maps else torch.float32)}
-        count = macs(head, features, {"rgb": torch.ones((1, rows), dtype=torch.bool)})
-        on = f"{rows} x {'x'.join(map(str, shape))}, {classes} classes" + (", resnet50" if maps else "")
-        found.append({"name": name, "parameters": parameters(head), "macs": count, "on": on})
+        pixels = name == "tsn"
+        rows, shape = {"tsn": (1, (224, 224, 3)), "kft": MAPS, "i3d": MAPS}.get(name, (25, (2048,)))
+        variants: tuple[dict[str, Any], ...] = ({},)
+        if name == "kft":
+            variants = ({"dims": "3d"}, {"dims": "2d"}, {"dims": "1d"})
+        for options in variants:
+            network = {"name": "resnet50"} if pixels else None
+            head = heads.build(name, {"rgb": shape}, classes, network=network, **options).eval()
+            features = {"rgb": torch.zeros((1, rows, *shape), dtype=torch.uint8 if pixels else torch.float32)}
+            count = macs(head, features, {"rgb": torch.ones((1, rows), dtype=torch.bool)})
+            extra = (["resnet50"] if pixels else []) + [f"{k} {v}" for k, v in options.items()]
+            on = ", ".join((f"{rows} x {'x'.join(map(str, shape))}", f"{classes} classes", *extra))
+            found.append({"name": name, "parameters": parameters(head), "macs": count, "on": on})
     return found
 
 

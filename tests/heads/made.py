@@ -44,6 +44,31 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
     "tsn": ("tsn", MAPS, {"network": SMALL_CNN, "crop_px": 32}),
     "tsn-flow": ("tsn", {"tvl1": (40, 48, 4)}, {"network": {**SMALL_CNN, "reads": "flow"}, "crop_px": 32}),
     "tsn-rgbdiff": ("tsn", {"rgb": (3, 40, 48, 3)}, {"network": {**SMALL_CNN, "reads": "rgbdiff"}, "crop_px": 32}),
+    "kft-3d": ("kft", {"maps": (8, 8, 2, 2)}, {"width": 64, "layers": (1, 1, 1), "heads": (2, 2, 2)}),
+    "kft-concat": (
+        "kft",
+        {"maps": (8, 8, 3, 4)},
+        {
+            "cut": "mixed_4f",
+            "pool_px": 2,
+            "residual": "concat",
+            "positions": "learned",
+            "consensus": "max",
+            "width": 64,
+            "layers": (2, 1, 1),
+            "mixed_kt": 1,
+            "ffn": 2,
+        },
+    ),
+    "kft-late": (
+        "kft",
+        {"maps": (8, 4, 2, 2)},
+        {"cut": "max_pool_5a", "width": 64, "layers": (1, 1), "lateral": False, "positions": "none"},
+    ),
+    "kft-2d": ("kft", {"maps": (8, 3, 4, 4)}, {"dims": "2d", "hidden": 16, "consensus": "logits"}),
+    "kft-1d": ("kft", {"maps": (8, 3, 4, 5)}, {"dims": "1d", "hidden": 16}),
+    "i3d": ("i3d", {"maps": (8, 4, 2, 2)}, {}),
+    "i3d-clips": ("i3d", {"clips": (8, 40, 48, 3)}, {"network": {"name": "i3d"}, "cut": "mixed_4f", "crop_px": 32}),
     "tsn-logmel": ("tsn", {"logmel": PATCH}, {"network": {**SMALL_CNN, "reads": "logmel"}, "augment": "none"}),
     "vtn-clips": (
         "vtn",
@@ -78,9 +103,10 @@ ZERO_ROW_SPEAKS = (
 
 
 def rows(shape: tuple[int, ...], *leading: int, seed: int = 0) -> torch.Tensor:
-    """(*leading, *shape): uint8 maps, or float32 vectors and log-mel patches."""
+    """(*leading, *shape): uint8 maps, or float32 vectors, activations and log-mel patches."""
     generator = torch.Generator().manual_seed(seed)
-    if len(shape) > 1 and shape != PATCH:
+    activations = len(shape) == 4 and shape[-1] != 3  # (C, T, H, W), not (T, H, W, 3)
+    if len(shape) > 1 and shape != PATCH and not activations:
         return torch.randint(0, 256, (*leading, *shape), dtype=torch.uint8, generator=generator)
     return torch.randn(*leading, *shape, generator=generator)
 

@@ -1,0 +1,163 @@
+"""What heads on maps of clips share: rows that are maps, or clips with the network in front that makes the maps.
+
+A row is one view of one clip of a video: its map (C,T,H,W) from a `trunk` extractor with ``pool: false``, or with a
+`network` the uint8 clip (T,H,W,3) itself, and the head trains end to end. The same head with the same weights gives the
+same scores either way. Training sees some rows of a video, the test all; `consensus` makes one score of several:
+
+    softmax     the logarithm of the mean probability (in training the mean of the logits)
+    logits      the mean of the logits
+    max         the largest logit of each class, for videos with several labels
+
+A video without rows gets zeros. The order of rows does not matter.
+Legend: B videos, L rows, R rows that are there, *S one row, K classes; C channels, T frames, H W of a map.
+
+    class Mine(OfMaps):
+        def scores(self, maps): ...                     # (R,C,T,H,W) -> (R,K)
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar, Final
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from extract.networks import FromRows, Network, NetworkError, save_network
+from extract.networks import build as build_network
+from features.errors import UserError
+from heads.augment import centre_box, jittered_boxes, resample
+from heads.base import Head, Shapes
+from heads.map_kinds import TrunkConfig
+
+LAYERS: Final = {"mixed_4f": "Mixed_4f", "avg_pool": "AvgPool", "max_pool_5a": "MaxPool_5a"}  # of each cut
+_ROWS_A_STEP: Final = 8  # that a test looks at together
+_TINY: Final = 1e-30
+
+
+class Trunk(nn.Module):
+    """Clips as they are stored into maps: crop, normalise, network up to a layer."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        network: Network | TrunkConfig,
+        *,
+        layer: str,
+        crop_px: int | None,
+        augment: str,
+    ) -> None:
+        super().__init__()
+        fix = "give it a store of clips, or take away its network"
+        if len(shape) != 4 or shape[-1] != 3:
+            raise UserError("rows are no clips", where="network", expected="(T,H,W,3)", got=shape, fix=fix)
+        if not isinstance(network, Network):
+            network = _build(network, layer)
+        self.network, self.augment = network, augment
+        network.classifier = nn.Identity()
+        self.height_px, self.width_px = shape[1:3]
+        side_px = min(crop_px or network.input.size_px, self.height_px, self.width_px)
+        # How an extractor must feed it from now on.
+        ratio = side_px / min(self.height_px, self.width_px)
+        network.input = replace(network.input, size_px=side_px, crop_ratio=ratio)
+        self.rows = FromRows("rgb", network.input.mean, network.input.std)
+        network.to(memory_format=torch.channels_last_3d)
+        self.shape = self._settled((3, shape[0], side_px, side_px))
+
+    def _settled(self, clip: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of a map; parameters after the layer, which it does not depend on, are none that train."""
+        trunk = self.network.trunk.eval()
+        parameters = list(trunk.parameters())
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            maps = trunk(mode.from_tensor(torch.empty(1, *clip)))
+            grads = torch.autograd.grad(maps.sum(), parameters, allow_unused=True)
+        for parameter, grad in zip(parameters, grads, strict=True):
+            parameter.requires_grad_(grad is not None)
+        trunk.train()
+        return tuple(maps.shape[1:])
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """(R,T,H,W,3) uint8 -> (R,C,T',H',W'). In training each row has a crop of its own."""
+        images = self.rows(self._cropped(clips))
+        maps: Tensor = self.network.trunk(images.contiguous(memory_format=torch.channels_last_3d))
+        return maps
+
+    def _cropped(self, clips: Tensor) -> Tensor:
+        side_px, count = self.network.input.size_px, len(clips)
+        if self.training and self.augment != "none":  # generator None: torch's own, which the training loop seeds
+            mirror = self.augment == "crop_flip"
+            boxes = jittered_boxes(count, self.height_px, self.width_px, mirror=mirror, generator=None)
+        elif self.height_px == self.width_px == side_px:
+            return clips
+        else:
+            boxes = centre_box(self.height_px, self.width_px, side_px).expand(count, 4)
+        images = clips.permute(0, 1, 4, 2, 3).flatten(1, 2).float()  # (R,T*3,H,W)
+        images = resample(images, boxes.to(clips.device), side_px)
+        return images.reshape(count, -1, 3, side_px, side_px).permute(0, 1, 3, 4, 2)
+
+
+class OfMaps(Head):
+    """Rows, the trunk where there is one, `scores` of a map, consensus."""
+
+    test_batch: ClassVar[int] = 8
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        num_classes: int,
+        *,
+        kind: str,
+        cut: str,
+        consensus: str,
+        network: Network | TrunkConfig | None,
+        crop_px: int | None,
+        augment: str,
+    ) -> None:
+        super().__init__(shapes, num_classes)
+        (self.modality, shape), *others = shapes.items()
+        self.consensus, self.trunk = consensus, None
+        if network is not None and not others:
+            self.trunk = Trunk(tuple(shape), network, layer=LAYERS[cut], crop_px=crop_px, augment=augment)
+            shape = self.trunk.shape
+        if others or len(shape) != 4:
+            got = ", ".join(f"{m} {tuple(s)}" for m, s in shapes.items())
+            fix = "read a trunk extractor of a layer with pool: false, or give it a network"
+            raise UserError(f"{kind} reads one store of maps", expected="rows (C,T,H,W)", got=got, fix=fix)
+        self.map = tuple(shape)  # (C,T,H,W)
+
+    def scores(self, maps: Tensor) -> Tensor:
+        """(R,C,T,H,W) -> (R,K)."""
+        raise NotImplementedError
+
+    def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
+        """(B,L,*S) -> (B,K): padded rows never reach the network, nor its batch norms."""
+        rows, mask = features[self.modality], masks[self.modality]
+        video, there = mask.nonzero()[:, 0], rows[mask]  # (R,), (R,*S)
+        if not len(there):
+            return torch.zeros(len(rows), self.num_classes, device=rows.device)
+        steps = [there] if self.training else torch.split(there, _ROWS_A_STEP)
+        scores = torch.cat([self.scores(step if self.trunk is None else self.trunk(step)).float() for step in steps])
+        return self._agreed(scores, video, mask.sum(dim=1))
+
+    def _agreed(self, scores: Tensor, video: Tensor, counts: Tensor) -> Tensor:
+        """(R,K), (R,), (B,) -> (B,K)."""
+        found = torch.zeros(len(counts), self.num_classes, device=scores.device)
+        if self.consensus == "max":
+            return found.scatter_reduce(0, video[:, None].expand_as(scores), scores, "amax", include_self=False)
+        counts = counts.clamp_min(1)[:, None]
+        if self.consensus == "logits" or self.training:
+            return found.index_add(0, video, scores) / counts
+        mean = found.index_add(0, video, scores.softmax(dim=1)) / counts
+        return torch.where(mean.sum(dim=1, keepdim=True) > 0, mean.clamp_min(_TINY).log(), 0)
+
+    def extra_files(self) -> dict[str, bytes]:
+        """The network alone where there is one, with the input that it was trained for."""
+        return {} if self.trunk is None else {"network.safetensors": save_network(self.trunk.network)}
+
+
+def _build(config: TrunkConfig, layer: str) -> Network:
+    try:
+        return build_network(num_classes=0, layer=layer, pool=False, **dict(config))
+    except NetworkError as error:
+        raise UserError(f"network: {error}") from None
