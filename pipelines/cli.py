@@ -63,6 +63,16 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", choices=("onnx", "openvino"), default="onnx", help="default: onnx")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/onnx or RUN/openvino")
     sub.add_argument("--check", type=int, default=24, metavar="N", help="test videos to run both on (%(default)s)")
+    sub = add("stream", "serving.stream", "label a video, a camera or an address as its frames arrive")
+    sub.add_argument("folder", type=Path, metavar="RUN", help="a folder work/DATASET/runs/HEAD-splitK-DIGEST/seedS")
+    sub.add_argument(
+        "source", metavar="VIDEO", help="a file, /dev/video0, or http(s)://, rtsp://, rtmp://, tcp://, udp://"
+    )
+    sub.add_argument("--every", type=_positive, default=1, metavar="K", help="look at each K-th frame (%(default)s)")
+    sub.add_argument(
+        "--last", type=_positive, metavar="T", help="embeddings that the head sees; default: as in its tests"
+    )
+    _threads(sub)
     sub = add("features", "inventory.features", "list the stores; export, import or prune them")
     _dataset(sub)
     one = sub.add_mutually_exclusive_group()
