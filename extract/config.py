@@ -12,6 +12,7 @@ extractors:
   flow: {kind: flow, source: tvl1, network: {name: mobilenetv2_100, weights: {run: tsn_flow}}}
   logmel: {kind: logmel}
   audio: {kind: audio, source: logmel, network: {name: vggish, library: framepool, weights: vggish.pth}}
+  i3d: {kind: imported, path: output/i3d, key: rgb, origin: "I3D of Kinetics-400, by video_features"}
 """
 
 from __future__ import annotations
@@ -21,44 +22,8 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from extract.samplings import Clips, Every, Fps, Sampling, Segments, Spread, Uniform, own_frames
+from extract.samplings import Clips, Sampling, Segments, Spread, Uniform, own_frames
 from features.recipe import Config
-
-__all__ = [
-    "CENTRE",
-    "NUMERICS",
-    "AnyExtractor",
-    "Audio",
-    "Clips",
-    "Every",
-    "Extractor",
-    "ExtractorConfig",
-    "Flow",
-    "Fps",
-    "Frames",
-    "FromRun",
-    "FromVideo",
-    "Limits",
-    "Logmel",
-    "Mapped",
-    "NetworkConfig",
-    "Networked",
-    "Pictured",
-    "Pixels",
-    "Rgb",
-    "RgbDiff",
-    "Sampling",
-    "Segments",
-    "Spread",
-    "Transform",
-    "Trunk",
-    "Tvl1",
-    "Uniform",
-    "View",
-    "own_frames",
-    "recipe",
-    "snippet",
-]
 
 View = Literal["left", "centre", "right", "left_mirrored", "centre_mirrored", "right_mirrored"]
 CENTRE: Final[tuple[View, ...]] = ("centre",)
@@ -226,6 +191,22 @@ class Frames(Extractor):
     kind: Literal["frames"]
 
 
+class Imported(Extractor):
+    """Rows that others made: a folder of .npy files, an HDF5 file, or WebDataset's tars (`features.foreign`).
+
+    Rows have the times that come with them; else they are `every_s` apart (null: by their ``_fps.npy``, or 1 s). What
+    they are of can be said in `origin`: the recipe keeps it.
+    """
+
+    kind: Literal["imported"]
+    path: Path
+    layout: Literal["npy", "hdf5", "webdataset"] | None = None  # null: by the name of `path`
+    key: str | None = Field(None, min_length=1, pattern=r"^[^/\x00]+$")  # which of a video's features: rgb, vggish, ...
+    every_s: PositiveFloat | None = None
+    dtype: Literal["float16", "float32", "uint8"] = "float16"
+    origin: str = ""
+
+
 class Networked(Extractor):
     """An extractor whose rows come out of a network, float16.
 
@@ -334,12 +315,12 @@ class Audio(Mapped):
     kind: Literal["audio"]
 
 
-AnyExtractor = Pixels | Tvl1 | Logmel | Frames | Rgb | RgbDiff | Trunk | Flow | Audio
+AnyExtractor = Pixels | Tvl1 | Logmel | Frames | Imported | Rgb | RgbDiff | Trunk | Flow | Audio
 ExtractorConfig = Annotated[AnyExtractor, Field(discriminator="kind")]
 # Bumped by hand when a change to the code changes the rows.
 NUMERICS: Final = {
     **dict.fromkeys(("pixels", "rgb"), 2),
-    **dict.fromkeys(("tvl1", "logmel", "frames", "rgbdiff", "trunk", "flow", "audio"), 1),
+    **dict.fromkeys(("tvl1", "logmel", "frames", "imported", "rgbdiff", "trunk", "flow", "audio"), 1),
 }
 
 

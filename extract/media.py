@@ -10,21 +10,27 @@ the size changes on the way. What hangs (a FIFO, a network mount) is for the cal
     for number, time_us, frame in decode(path, Limits(), Decoded()):
         image = scale(frame)                        # uint8 (224, 224, 3) RGB, upright
 
+`framepool stream` alone asks for more: `decode_live` also reads cameras, and addresses of the listed schemes, each with
+the protocols that it needs and no others.
+
 Times are microseconds of presentation as the file has them: they need not start at 0, and may be negative. Interlaced
 pictures stay woven as they are; alpha is dropped.
 """
 
 from __future__ import annotations
 
+import re
 import stat
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from heapq import heappop, heappush
+from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import av.error
@@ -41,6 +47,16 @@ from features.outcome import Name
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,gif,wav,mp3,flac,aac"
 ONLY = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+LIVE = {  # schemes of addresses, and the protocols that FFmpeg may speak for each
+    **dict.fromkeys(("http", "https"), "http,https,httpproxy,tls,tcp"),
+    "rtsp": "rtsp,rtp,udp,tcp",
+    "rtmp": "rtmp,tcp",
+    "tcp": "tcp",
+    "udp": "udp",
+}
+FOREVER = ("rtsp", "rtmp", "udp")  # what goes on whether somebody reads or not
+CAMERA = re.compile(r"/dev/video\d+")
+ANSWER_S = 10.0  # how long an address or a camera may be silent
 LONGEST_PX = 1 << 16  # of a picture that is scaled before its crop; slivers would fill the memory
 MOST_LOST = 1000  # packets that do not decode, before the rest is given up
 DISORDER = 3  # pictures by which a container's times may be out of order
@@ -185,6 +201,60 @@ def opened(
     except (av.error.FFmpegError, OSError, ValueError) as error:
         _memory(error)
         raise MediaError("undecodable", f"cannot be opened: {getattr(error, 'strerror', error)}") from None
+
+
+def scheme_of(source: str) -> str:
+    """The scheme of an address, "camera" for /dev/video0 and its like, "" for the path of a file."""
+    scheme, separator, _ = source.partition("://")
+    return "camera" if CAMERA.fullmatch(source) else scheme.lower() if separator else ""
+
+
+def decode_live(source: str, limits: Limits) -> Iterator[tuple[int, VideoFrame]]:
+    """(time_us, frame) of an address or a camera, in display order, to its end if it has one. Times never descend.
+
+    Raises `MediaError`: ``refused`` for another scheme than those of `LIVE`, and what opening and decoding can say.
+    """
+    scheme = scheme_of(source)
+    if scheme == "camera":
+        yield from _camera(source, limits)
+        return
+    if scheme not in LIVE:
+        raise MediaError("refused", f"scheme {scheme!r} is not one of {', '.join(LIVE)}")
+    options = {
+        "format_whitelist": f"{CONTAINERS},rtsp,mpjpeg",
+        "protocol_whitelist": LIVE[scheme],
+        "max_pixels": _coded(limits.max_pixels),
+    }
+    if scheme == "rtsp":
+        options["rtsp_transport"] = "tcp"  # what is lost on the way would be grey
+    try:
+        container = av.open(source, options=options, metadata_errors="replace", timeout=ANSWER_S)
+    except av.error.ArgumentError:
+        raise MediaError("refused", "its container is not one of the allowed ones") from None
+    except (av.error.FFmpegError, OSError, ValueError) as error:
+        _memory(error)
+        raise MediaError("undecodable", f"cannot be opened: {getattr(error, 'strerror', error)}") from None
+    with container:
+        stream, last = _pictures(container), -LAST_US
+        stream.codec_context.options = {"max_pixels": _coded(limits.max_pixels)}
+        for time_us, frame in _in_order(_frames(container, stream, limits, Decoded()), _step_us(stream)):
+            last = max(last, time_us)
+            yield last, frame
+
+
+def _camera(source: str, limits: Limits) -> Iterator[tuple[int, VideoFrame]]:
+    """By OpenCV, as PyAV's FFmpeg comes without Video4Linux; times are those at which frames arrive."""
+    cv2: Any = import_module("cv2")
+    camera = cv2.VideoCapture(source, cv2.CAP_V4L2)
+    try:
+        if not camera.isOpened():
+            raise MediaError("undecodable", "no camera that can be opened")
+        start = time.monotonic()
+        while (got := camera.read())[0]:
+            _check_pixels(got[1].shape[1], got[1].shape[0], limits)
+            yield round((time.monotonic() - start) * 1e6), VideoFrame.from_ndarray(got[1], format="bgr24")
+    finally:
+        camera.release()
 
 
 def _pictures(container: av.container.InputContainer) -> av.VideoStream:

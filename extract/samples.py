@@ -19,23 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from av.video.frame import VideoFrame
 
-from extract.config import (
-    CENTRE,
-    AnyExtractor,
-    Every,
-    FromVideo,
-    Limits,
-    Logmel,
-    Sampling,
-    Segments,
-    Spread,
-    Tvl1,
-    Uniform,
-    View,
-    snippet,
-)
+from extract.config import CENTRE, AnyExtractor, FromVideo, Limits, Logmel, Tvl1, View, snippet
 from extract.media import Decoded, MediaError, Scaler, decode, probe
 from extract.sampling import rows
+from extract.samplings import Every, Sampling, Segments, Spread, Uniform
 from features.outcome import Outcome
 
 Array = npt.NDArray[Any]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from extract.config import Clips, Every, Fps, Sampling, Segments, Spread, Uniform
+from extract.samplings import Clips, Every, Fps, Sampling, Segments, Spread, Uniform
 
 Frames = npt.NDArray[np.int64]
 

@@ -22,16 +22,18 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from extract.calibration import Calibration
-from extract.config import AnyExtractor, Frames, FromVideo, Networked, Tvl1
+from extract.config import AnyExtractor, Frames, FromVideo, Imported, Networked, Tvl1
 from extract.decoders import Decoders, End, Row
 from extract.fingerprint import Item, list_digest
 from extract.flow import FlowEngine
+from extract.imported import imported
 from extract.lanes import Lane, PassOn, Plain, Writer
 from extract.progress import Progress
 from extract.runtime import Compared, Engine, Model, engine, prepare
 from extract.samples import PATCH, AnyJob, Array, job_of
 from features.atomic import Lock, make_folder
 from features.errors import FramepoolError, UserError
+from features.foreign import Collection
 from features.journal import Journal
 from features.manifest import Manifest, read_manifest, shards
 from features.outcome import Outcome
@@ -74,6 +76,7 @@ class Task:
     source: Path | Task | None = None
     calibration: tuple[Item, ...] = ()
     generator: Generator | None = None
+    collection: Collection | None = None  # of rows that others made
 
     @property
     def wanted(self) -> tuple[Any, ...]:
@@ -115,7 +118,7 @@ def extract_shards(tasks: Sequence[Task], *, workers: int, lock_wait_s: float = 
 
 
 def _on_video(task: Task) -> bool:
-    return _on_video(task.source) if isinstance(task.source, Task) else task.source is None
+    return _on_video(task.source) if isinstance(task.source, Task) else task.source is None and task.collection is None
 
 
 def _whole(task: Task) -> Manifest | None:
@@ -157,6 +160,8 @@ class Stage:
             facts = {"transform": transform, "row_shape": list(shape), "dtype": "uint8"}
         elif task.generator is not None and isinstance(config, Frames):
             facts = {"row_shape": list(task.generator.shape), "dtype": "uint8"}
+        elif task.collection is not None and isinstance(config, Imported):
+            facts = {"row_shape": list(task.collection.row_shape), "dtype": config.dtype}
         else:
             facts = {"row_shape": list(PATCH), "dtype": "float32"}
         if source is not None:
@@ -181,6 +186,8 @@ class Stage:
             return shape, np.dtype(source["dtype"]), crop
         if isinstance(self.task.config, Frames):
             return tuple(self.facts["row_shape"]), np.dtype(np.uint8), None
+        if isinstance(self.task.config, Imported):  # the writer rounds
+            return tuple(self.facts["row_shape"]), np.dtype(self.facts["dtype"].replace("16", "32")), None
         return self.job.shape, self.job.dtype, None
 
     def engine(self, threads: int, precision: str | None = None) -> Engine:
@@ -274,6 +281,8 @@ def _fill(makings: Sequence[_Making], workers: int) -> None:
         lanes = [making.lane(stack) for making in makings]
         if isinstance(source, Path):
             _from_store(source, makings[0], lanes[0])
+        elif (collection := makings[0].task.collection) is not None:
+            imported(collection, items, makings[0].missing, lanes[0])
         else:
             wanted: dict[int, list[int]] = {}
             for n, making in enumerate(makings):

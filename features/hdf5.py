@@ -50,6 +50,19 @@ def export_stores(path: Path, stores: Sequence[Path]) -> int:
     return count
 
 
+def is_ours(path: Path) -> bool:
+    """Whether `path` is no file of features by others: a file whose first shard has a manifest, or one that is no HDF5
+    at all, of which `import_stores` says so."""
+    if path.is_dir() or path.suffix.lower() == ".tar":
+        return False
+    try:
+        with h5py.File(path, "r") as file:
+            groups = [g for g in file.values() if isinstance(g, h5py.Group)]
+            return any("manifest" in s for g in groups for s in list(g.values())[:1] if isinstance(s, h5py.Group))
+    except OSError:
+        return True
+
+
 def import_stores(path: Path, folder: Path) -> Iterator[tuple[str, int, bool]]:
     """Bring the shards of `path` into `folder`; yields (store, shard, whether it was new). Published shards stay.
 

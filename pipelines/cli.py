@@ -74,13 +74,31 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--format", choices=("onnx", "openvino"), default="onnx", help="default: onnx")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/onnx or RUN/openvino")
     sub.add_argument("--check", type=int, default=24, metavar="N", help="test videos to run both on (%(default)s)")
+    sub = add("stream", "serving.stream", "label a video, a camera or an address as its frames arrive")
+    sub.add_argument("folder", type=Path, metavar="RUN", help="a folder work/DATASET/runs/HEAD-splitK-DIGEST/seedS")
+    sub.add_argument(
+        "source", metavar="VIDEO", help="a file, /dev/video0, or http(s)://, rtsp://, rtmp://, tcp://, udp://"
+    )
+    sub.add_argument("--every", type=_positive, default=1, metavar="K", help="look at each K-th frame (%(default)s)")
+    sub.add_argument(
+        "--last", type=_positive, metavar="T", help="embeddings that the head sees; default: as in its tests"
+    )
+    _threads(sub)
     sub = add("features", "inventory.features", "list the stores; export, import or prune them")
     _dataset(sub)
     one = sub.add_mutually_exclusive_group()
-    one.add_argument("--export", type=Path, metavar="F.h5", help="write all stores into one HDF5 file")
-    one.add_argument("--import", type=Path, metavar="F.h5", dest="import_", help="bring in stores that --export wrote")
+    one.add_argument("--export", type=Path, metavar="PATH", help="write all stores to an HDF5 file or a folder")
+    one.add_argument(
+        "--import", type=Path, metavar="PATH", dest="import_", help="bring in stores, or features that the config names"
+    )
     one.add_argument("--prune", action="store_true", help="remove stores and runs that the config no longer needs")
     sub.add_argument("--yes", action="store_true", help="prune without asking")
+    sub.add_argument(
+        "--layout",
+        choices=("shards", "npy", "webdataset", "videos", "flat"),
+        help="of an export: shards (an .h5 to import again), .npy files (a folder), tars, or HDF5 by video or flat",
+    )
+    _threads(sub)
     sub = add("verify", "stage_one.verify", "check every byte of every shard against its manifest")
     _dataset(sub)
     sub.add_argument("--repair", action="store_true", help="extract damaged and missing shards again")

@@ -12,13 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extract.config import AnyExtractor, Networked, Tvl1
+from extract.config import AnyExtractor, Imported, Networked, Tvl1
 from features.manifest import manifest_path
 from features.recipe import digest
 from heads.kinds import FusionConfig
 from pipelines.config import beginner, trainer
 
 if TYPE_CHECKING:
+    from features.foreign import Collection
     from pipelines.plan import Plan
 
 
@@ -52,6 +53,8 @@ class Store:
     @property
     def reads_video(self) -> bool:
         """Whether its rows come from the video, itself or through an extractor that is not stored."""
+        if self.config.kind == "imported":
+            return False
         return self.source is None or (not self.source.config.store and self.source.reads_video)
 
     @property
@@ -99,6 +102,17 @@ class Store:
     def arguments(self) -> str:
         """How the command line names this store."""
         return f"--extractor {self.extractor}" + (f" --split {shlex.quote(self.split)}" if self.split else "")
+
+    @property
+    def collection(self) -> Collection | None:
+        """The rows that it imports, of all the videos of the list."""
+        config = self.config
+        if not isinstance(config, Imported):
+            return None
+        from features.foreign import opened
+
+        ids = [video.id for video in self.plan.videos.videos]
+        return opened(config.path, config.layout, config.key, config.every_s, ids)
 
     @property
     def gpus(self) -> int:

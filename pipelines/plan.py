@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from extract.config import AnyExtractor, Networked, recipe
+from extract.config import AnyExtractor, Imported, Networked, recipe
 from features import videolist
 from features.errors import UserError, nearest
 from features.recipe import digest
@@ -115,8 +115,12 @@ class Plan:
         size = self.config.shard_size
         return self.videos.videos[shard * size : (shard + 1) * size]
 
-    def shard_token(self, shard: int) -> str:
-        """Changes when a job for the shard has something to do: its ids, paths, and the files' sizes and times."""
+    def shard_token(self, shard: int, store: str | None = None) -> str:
+        """Changes when a job for the shard has something to do: its ids, paths, and the files' sizes and times; of a
+        `store` of rows that others made, with their files."""
+        config = self.store_named(store).config if store else None
+        if isinstance(config, Imported):
+            return digest([[v.id for v in self.shard_videos(shard)], self._state(config.path)])[:16]
         made = self.renderer.NUMERICS if self.rendered else 0
         return digest([made, *([v.id, v.path, *self._stat.get(v.path, ())] for v in self.shard_videos(shard))])[:16]
 
@@ -138,6 +142,17 @@ class Plan:
                         info = entry.stat()
                         found[f"{folder}/{entry.name}" if folder else entry.name] = (info.st_size, info.st_mtime_ns)
         return found
+
+    @lru_cache  # noqa: B019
+    def _state(self, path: Path) -> str:
+        """Changes when a file at `path` or below it does."""
+        files = [path] if path.is_file() else [Path(f, name) for f, _, names in os.walk(path) for name in names]
+        found = []
+        for file in sorted(files):
+            with suppress(OSError):
+                info = file.stat()
+                found.append([str(file), info.st_size, info.st_mtime_ns])
+        return digest(found)
 
     @lru_cache  # noqa: B019 (a plan lives as long as the process)
     def store(self, extractor: str, split: str | None = None) -> Store:

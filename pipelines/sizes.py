@@ -5,6 +5,7 @@ size = store_size(plan.of("ucf6").store("rgb")); print(size.text, size.bytes)
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -12,11 +13,13 @@ from pathlib import Path
 import numpy as np
 
 from extract.audio import duration_s
-from extract.config import Frames, FromVideo, Logmel, Networked, Segments, Spread, Tvl1, Uniform, snippet
+from extract.config import Frames, FromVideo, Imported, Logmel, Networked, Tvl1, snippet
 from extract.media import MediaError, probe
 from extract.runtime import Model, feature_shape
 from extract.samples import PATCH, job_of
 from extract.sampling import rows
+from extract.samplings import Segments, Spread, Uniform
+from features.foreign import Collection, Unreadable
 from pipelines.datasets import flash
 from pipelines.plan import Store
 
@@ -53,6 +56,8 @@ def row_of(store: Store) -> tuple[tuple[int, ...], np.dtype[np.generic]]:
         return feature_shape(Model(config, None, source)), np.dtype(np.float16)
     if isinstance(config, Frames):
         return flash.SHAPE, np.dtype(np.uint8)
+    if isinstance(config, Imported) and (collection := store.collection) is not None:
+        return collection.row_shape, np.dtype(config.dtype)
     if isinstance(config, FromVideo):
         shape = job_of(config, config.transform.recipe()).shape
         return ((*shape[-2:], 2 * config.pairs) if isinstance(config, Tvl1) else shape), np.dtype(np.uint8)
@@ -67,12 +72,22 @@ def _rows_per_video(store: Store) -> float | None:
         return store.plan.generator.length
     if isinstance(config, FromVideo) and isinstance(config.sampling, Uniform | Segments | Spread):
         return config.sampling.n * len(config.transform.views)
+    if (collection := store.collection) is not None:
+        return _imported_rows(collection)
     videos = store.plan.videos.videos
     for video in videos[:: max(1, len(videos) // SAMPLE)]:
         try:
             found.append(_rows_of(store.plan.root / video.path, store))
         except MediaError:
             continue
+    return float(np.mean(found)) if found else None
+
+
+def _imported_rows(collection: Collection) -> float | None:
+    found, videos = [], list(collection.entries)
+    for video in videos[:: max(1, len(videos) // SAMPLE)]:
+        with suppress(Unreadable):
+            found.append(len(collection.rows(video)[1]))
     return float(np.mean(found)) if found else None
 
 

@@ -20,8 +20,9 @@ import av
 import numpy as np
 from av.stream import Disposition
 
-from extract.config import Every, Limits, Uniform
+from extract.config import Limits
 from extract.samples import Job, SoundJob, samples
+from extract.samplings import Every, Uniform
 from features.outcome import Outcome
 
 BOXES = (b"moov", b"trak", b"mdia", b"minf", b"dinf", b"stbl", b"edts")  # of boxes, in ISO/IEC 14496-12

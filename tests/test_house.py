@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("features", "extract", "heads", "pipelines")
+ROOMS = ("features", "extract", "heads", "pipelines", "framepool")
 HEAVY = ("torch", "torchvision", "timm", "openvino", "zarr")
 MAX_LINES = 400
 Rule = Callable[[str, ast.Module], Iterator[tuple[int, str]]]

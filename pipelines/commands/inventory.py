@@ -15,11 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from extract.config import Imported
 from features.atomic import Disk, Lock
 from features.errors import UserError, nearest
 from features.manifest import Manifest, read_manifest, shards
 from pipelines import plan as plans
 from pipelines.commands.stage_one import in_words
+from pipelines.config import config_path
 from pipelines.plan import Plan
 
 MAPS = (1, (832, 8, 8, 8))  # of KFT's trunk, of one clip of 32 frames
@@ -30,13 +32,13 @@ def features(args: Namespace) -> None:
     plan = plans.of(args.dataset)
     folder = plan.work / "features"
     if args.export is not None:
-        from features.hdf5 import export_stores
-
-        count = export_stores(args.export, [s.folder for s in plan.stores() if s.folder.is_dir()])
-        print(f"{args.export}: {count} shards, {args.export.stat().st_size} bytes")
+        _export(plan, args.export, args.layout)
     elif args.import_ is not None:
-        from features.hdf5 import import_stores
+        from features.hdf5 import import_stores, is_ours
 
+        if not is_ours(args.import_):
+            _bring_in(plan, args.import_, args.threads)
+            return
         needed = {store.name for store in plan.stores()}
         for store, shard, new in import_stores(args.import_, folder):
             note = "" if store in needed else " (no extractor of this config makes it)"
@@ -45,6 +47,34 @@ def features(args: Namespace) -> None:
         _prune(plan, args.yes)
     else:
         _list(plan, folder)
+
+
+def _export(plan: Plan, path: Path, layout: str | None) -> None:
+    from features.foreign import layout_of
+    from features.foreign.export import export
+    from features.hdf5 import export_stores
+
+    layout = layout or {"hdf5": "shards"}.get(layout_of(path), layout_of(path))
+    folders = [s.folder for s in plan.stores() if s.folder.is_dir() and shards(s.folder)]
+    if layout == "shards":
+        count = export_stores(path, folders)
+        print(f"{path}: {count} shards, {path.stat().st_size} bytes")
+        return
+    count = export(path, layout, folders)
+    print(f"{path}: the rows of {count} videos" + (f" of {len(folders)} stores" if len(folders) > 1 else ""))
+
+
+def _bring_in(plan: Plan, path: Path, threads: int) -> None:
+    """Features of others, by the extractors of the config that name them."""
+    from pipelines.commands.stage_one import extract
+
+    kind = {n: e for n, e in plan.config.extractors.items() if isinstance(e, Imported)}
+    names = [name for name, extractor in kind.items() if extractor.path.resolve() == path.resolve()]
+    if not names:
+        where, fix = f"{config_path(plan.dataset)}: $.extractors", f"add `NAME: {{kind: imported, path: {path}}}` there"
+        raise UserError("no extractor imports these features", where=where, got=path, fix=fix)
+    for name in names:
+        extract(Namespace(dataset=plan.dataset, extractor=[name], shard=None, split=None, threads=threads))
 
 
 def _list(plan: Plan, folder: Path) -> None:
@@ -195,6 +225,8 @@ def doctor(_: Namespace) -> None:
         "torchvision",
         "timm",
         "openvino",
+        "onnx",
+        "onnxruntime",
         "av",
         "numba",
         "nncf",

@@ -5,8 +5,11 @@ framepool export work/ucf6/runs/RUN/seed0 --format openvino && framepool stream 
 
 from __future__ import annotations
 
+import sys
+import time
 from argparse import Namespace
 
+from features.errors import printable
 from pipelines.of_run import of_run
 
 
@@ -15,3 +18,18 @@ def export(args: Namespace) -> None:
     from pipelines.export.run import export_run
 
     export_run(of_run(args.folder), args.out or args.folder / args.format, args.format, videos=args.check)
+
+
+def stream(args: Namespace) -> None:
+    """A line for each frame that is looked at: its time, the label and its probability, frames a second."""
+    from pipelines.live import Live
+
+    live, start, count = Live(of_run(args.folder), last=args.last, threads=args.threads), time.perf_counter(), 0
+    print(f"the last {live.last} embeddings, each {args.every}. frame", file=sys.stderr, flush=True)
+    for label in live.labels(args.source, every=args.every):
+        count += 1
+        shown = f"{label.time_s:10.3f} s  {printable(label.name)}  {label.probability:.3f}"
+        print(f"{shown}  {label.frames_per_s:.1f} frames/s", flush=True)
+    seconds = time.perf_counter() - start
+    dropped = f", {live.dropped} dropped" if live.dropped else ""
+    print(f"{count} labels in {seconds:.1f} s{dropped}", file=sys.stderr)

@@ -157,19 +157,23 @@ def task_of(store: Store, shard: int) -> Task:
         source = store.source.folder if store.source.config.store else task_of(store.source, shard)
     int8 = isinstance(config, Networked) and config.precision == "int8"
     first = plan.videos.videos[: config.calibration] if int8 else ()  # type: ignore[union-attr]
+    items = [Item(v.id, "" if plan.generator else v.path) for v in plan.shard_videos(shard)]
+    if (collection := store.collection) is not None:
+        items = [Item(item.id, collection.place(item.id)) for item in items]
     return Task(
         extractor=store.extractor,
         config=config,
         recipe=store.recipe,
         weights=store.weights,
         shard=shard,
-        items=tuple(Item(v.id, "" if plan.generator else v.path) for v in plan.shard_videos(shard)),
-        root=plan.root,
+        items=tuple(items),
+        root=plan.root if collection is None else collection.root,
         store=store.folder,
         cache=CACHE,
         source=source,
         calibration=tuple(Item(v.id, v.path) for v in first),
         generator=plan.generator,
+        collection=collection,
     )
 
 

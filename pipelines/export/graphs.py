@@ -20,8 +20,9 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from extract.config import FromVideo, Networked, Pictured, own_frames
+from extract.config import FromVideo, Networked, Pictured
 from extract.runtime import whole_network
+from extract.samplings import own_frames
 from features.errors import UserError
 from heads.base import Head
 from pipelines.of_run import OfRun, Source

@@ -27,7 +27,7 @@ def list_token(wildcards):
 
 
 def shard_token(wildcards):
-    return plan.of(wildcards.dataset).shard_token(int(wildcards.shard))
+    return plan.of(wildcards.dataset).shard_token(int(wildcards.shard), wildcards.get("store"))
 
 
 def weights_of(wildcards):

@@ -16,10 +16,11 @@ import psutil
 import pytest
 
 import extract.decoders as module
-from extract.config import Clips, Every, Fps, Limits, Segments, Uniform
+from extract.config import Limits
 from extract.decoders import Decoders, End, Row
 from extract.samples import Job, samples
 from extract.sampling import rows
+from extract.samplings import Clips, Every, Fps, Segments, Uniform
 from features.outcome import Outcome
 from tests.media import write_video
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from extract.config import Every, Limits, Segments
+from extract.config import Limits
 from extract.decoders import Decoders, End
 from extract.media import Decoded, decode, probe
 from extract.samples import Job, SoundJob
+from extract.samplings import Every, Segments
 from features.outcome import Name, Outcome
 from tests.media import SHARED, needs_shared
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from extract.config import Clips, Every, Fps, Sampling, Segments, Spread, Uniform
 from extract.sampling import equal_intervals, rows
+from extract.samplings import Clips, Every, Fps, Sampling, Segments, Spread, Uniform
 
 counts, small = st.integers(1, 400), st.integers(1, 40)
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from extract.config import NetworkConfig, Pixels, Rgb, Transform, Uniform, recipe
+from extract.config import NetworkConfig, Pixels, Rgb, Transform, recipe
 from extract.decoders import Decoders, End
 from extract.fingerprint import Item, fingerprint, list_digest
 from extract.lanes import Batch, Writer
 from extract.networks import build, save_network
 from extract.progress import Progress
 from extract.samples import Job, samples
+from extract.samplings import Uniform
 from extract.shard import Task, extract_shard
 from features.errors import FramepoolError
 from features.journal import INDEX, Journal

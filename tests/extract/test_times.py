@@ -8,9 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from extract.config import Every, Limits
+from extract.config import Limits
 from extract.flow import FlowEngine, from_uint8
 from extract.samples import AnyJob, Array, Job, SoundJob, samples
+from extract.samplings import Every
 from features.outcome import Outcome
 from tests.sounds import click_and_flash
 

@@ -11,8 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from extract.config import NetworkConfig, Pixels, Rgb, Transform, Uniform, recipe
+from extract.config import NetworkConfig, Pixels, Rgb, Transform, recipe
 from extract.fingerprint import Item
+from extract.samplings import Uniform
 from extract.shard import Task, extract_shard
 from features.manifest import Manifest
 from features.recipe import file_sha256

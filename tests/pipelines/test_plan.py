@@ -13,7 +13,8 @@ from typing import Any, get_args
 import pytest
 
 from extract import config as extract_config
-from extract.config import Clips, Every, Fps, Limits, NetworkConfig, Pixels, Rgb, Segments, Transform, Uniform, recipe
+from extract.config import Limits, NetworkConfig, Pixels, Rgb, Transform, recipe
+from extract.samplings import Clips, Every, Fps, Segments, Uniform
 from features.errors import UserError
 from features.recipe import digest
 from pipelines import plan as plans

@@ -1,0 +1,209 @@
+"""Labels as frames arrive: each frame is embedded once, the head sees the last T embeddings.
+
+What comes from a file, or over a connection that waits, is taken whole; of a camera or a broadcast, which do not wait,
+the newest frames are, and `dropped` counts the others. A run whose head is a CNN (tsn) keeps the scores of the last T
+frames.
+Legend: T embeddings, C classes.
+
+    for label in Live(of_run(folder)).labels("rtsp://camera/1", every=5):
+        print(label.time_s, label.name, label.probability)
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from av.video.frame import VideoFrame
+
+from extract.config import FromVideo, Networked, RgbDiff
+from extract.lanes import middle
+from extract.media import FOREVER, LIVE, Decoded, MediaError, Scaler, decode, decode_live, scheme_of
+from extract.runtime import engine, prepare
+from extract.samples import Array
+from extract.samplings import Segments, Uniform, own_frames
+from features.errors import FramepoolError, UserError
+from pipelines.export.graphs import pictures
+from pipelines.of_run import OfRun
+from pipelines.plan import WORK
+
+AHEAD: Final = 4  # frames that are decoded and wait
+RATE_OVER: Final = 32  # frames
+DEFAULT_LAST: Final = 16
+
+
+@dataclass(frozen=True)
+class Label:
+    """The most probable class after a frame; probabilities of several labels a video do not sum to 1."""
+
+    time_s: float  # of the frame, on the source's own clock
+    name: str
+    probability: float
+    logits: npt.NDArray[np.float32]  # (C,)
+    frames_per_s: float  # taken, over the last `RATE_OVER`
+
+
+class Live:
+    """A run ready for frames. `last` is T: default what the run's tests give the head."""
+
+    def __init__(self, run: OfRun, *, last: int | None = None, threads: int = 1, cache: Path = WORK / "cache") -> None:
+        """Raises `UserError` for a head of several modalities, of snippets, or of no pictures."""
+        modality, reader, scaling = pictures(run)
+        source = run.sources[modality]
+        if isinstance(reader.config, RgbDiff) or own_frames(reader.config.sampling) > 1:  # type: ignore[union-attr]
+            fix = "stream a run on single frames"
+            raise UserError("rows of several frames do not stream", where=run.folder, got=reader.config.kind, fix=fix)
+        self.run, self._modality, self.dropped = run, modality, 0
+        self.last = last or _rows_of_a_test(run)
+        self._limits = reader.config.limits  # type: ignore[union-attr]
+        crop_px = scaling["crop"] or scaling["resize"]
+        how = scaling["resize"] or crop_px, crop_px, scaling["interpolation"] or "bilinear"
+        self._scaler: Callable[[], Scaler] = lambda: Scaler(*how)
+        self._cut = middle((crop_px, crop_px, 3), source.facts["transform"]["crop"]) if source is not reader else ()
+        self._engine: Any = None
+        if isinstance(source.config, Networked):
+            model = source.model()
+            single = replace(model, config=model.config.model_copy(update={"batch": 1}))
+            self._engine = engine(single, prepare(single, cache), cache, threads=threads)
+        torch.set_num_threads(threads)
+
+    def labels(self, source: str, *, every: int = 1) -> Iterator[Label]:
+        """A label for each `every`-th frame of a file, a camera (``/dev/video0``) or an address (of `LIVE`).
+
+        Raises `UserError` where the source is none of these, `FramepoolError` where it gives no frames.
+        """
+        ring: deque[Array] = deque(maxlen=self.last)
+        clock: deque[float] = deque([time.perf_counter()], maxlen=RATE_OVER + 1)
+        for time_us, image in self._images(source, every):
+            ring.append(self._embedded(image))
+            logits = self._logits(ring)
+            clock.append(time.perf_counter())
+            rate = (len(clock) - 1) * every / (clock[-1] - clock[0])
+            yield self._label(time_us * 1e-6, logits, rate)
+
+    def _embedded(self, image: Array) -> Array:
+        """(S,S,3) uint8 -> (D,), rounded as the store does; of a CNN head its scores (C,)."""
+        if self._engine is not None:
+            rows: Array = self._engine.finish(self._engine.start(image[self._cut][None]))
+            features: Array = rows[0].astype(np.float16)
+            return features
+        scores: Array = self._head(torch.from_numpy(np.ascontiguousarray(image))[None, None])[0].numpy()
+        return scores
+
+    def _logits(self, ring: deque[Array]) -> npt.NDArray[np.float32]:
+        rows = np.stack(ring)
+        if self._engine is None:
+            mean: npt.NDArray[np.float32] = rows.mean(axis=0)
+            return mean
+        logits: npt.NDArray[np.float32] = self._head(torch.from_numpy(rows)[None].float()).numpy()[0]
+        return logits
+
+    def _head(self, rows: torch.Tensor) -> torch.Tensor:
+        mask = torch.ones(rows.shape[:2], dtype=torch.bool)
+        with torch.inference_mode():
+            logits: torch.Tensor = self.run.head({self._modality: rows}, {self._modality: mask})
+        return logits.float()
+
+    def _label(self, time_s: float, logits: npt.NDArray[np.float32], rate: float) -> Label:
+        best = int(logits.argmax())
+        shares = torch.from_numpy(logits)
+        shares = shares.sigmoid() if self.run.several else shares.softmax(dim=0)
+        return Label(time_s, self.run.classes[best], float(shares[best]), logits, rate)
+
+    def _images(self, source: str, every: int) -> Iterator[tuple[int, Array]]:
+        """(time_us, image) of each `every`-th frame, decoded and scaled in a thread of its own."""
+        scheme, waiting, stop = scheme_of(source), _Waiting(AHEAD), threading.Event()
+        if scheme not in ("", "camera", *LIVE):
+            known = f"a file, /dev/video0, or an address of {', '.join(LIVE)}"
+            raise UserError("not a source", where=source, expected=known, got=f"{scheme}://")
+        if not scheme and not Path(source).is_file():
+            raise UserError(
+                "no such file", where=source, fix="name a video, /dev/video0, or an address such as rtsp://"
+            )
+        drops = scheme in ("camera", *FOREVER)
+
+        def work() -> None:
+            scale = self._scaler()
+            try:
+                for number, (time_us, frame) in enumerate(self._frames(source, scheme)):
+                    if number % every == 0:
+                        waiting.put((time_us, scale(frame)), drops, stop)
+                    if stop.is_set():
+                        return
+                waiting.put(None, False, stop)
+            except BaseException as error:
+                waiting.put(error, False, stop)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            while (item := waiting.get()) is not None:
+                if isinstance(item, MediaError):
+                    raise FramepoolError("no frames", where=source, got=f"{item.outcome}: {item.reason}")
+                if isinstance(item, BaseException):
+                    raise item
+                self.dropped = waiting.dropped
+                yield item
+        finally:
+            stop.set()
+            waiting.clear()
+            thread.join(1.0)
+
+    def _frames(self, source: str, scheme: str) -> Iterator[tuple[int, VideoFrame]]:
+        if scheme:
+            return decode_live(source, self._limits)
+        return ((time_us, frame) for _, time_us, frame in decode(Path(source), self._limits, Decoded()))
+
+
+class _Waiting:
+    """A short queue between decoding and the network; one that drops gives up its oldest for the newest."""
+
+    def __init__(self, size: int) -> None:
+        self._queue: queue.Queue[Any] = queue.Queue(size)
+        self.dropped = 0
+
+    def get(self) -> Any:
+        return self._queue.get()
+
+    def put(self, item: Any, drops: bool, stop: threading.Event) -> None:
+        """Wait for room, or make some; gives up once nobody reads any more."""
+        while not stop.is_set():
+            try:
+                self._queue.put(item, timeout=0 if drops else 0.1)
+                return
+            except queue.Full:
+                if drops:
+                    self._oldest_goes()
+
+    def _oldest_goes(self) -> None:
+        try:
+            self._queue.get_nowait()
+            self.dropped += 1
+        except queue.Empty:
+            pass
+
+    def clear(self) -> None:
+        while not self._queue.empty():
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                return
+
+
+def _rows_of_a_test(run: OfRun) -> int:
+    """What a head is used to: its own number of test rows, else that of its extractor, else `DEFAULT_LAST`."""
+    modality, reader, _ = pictures(run)
+    own = run.config.rows(modality).test  # type: ignore[union-attr]
+    config = reader.config
+    if own is None and isinstance(config, FromVideo) and isinstance(config.sampling, Uniform | Segments):
+        return config.sampling.n
+    return own or DEFAULT_LAST

@@ -1,0 +1,309 @@
+"""Streams: what a file gives frame by frame is what the store and the head give; addresses on loopback; refusals."""
+
+from __future__ import annotations
+
+import functools
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from extract.config import Limits
+from extract.media import CONTAINERS, LIVE, MediaError, decode_live
+from features.errors import FramepoolError, UserError
+from features.store import read_shard
+from pipelines import __main__ as program
+from pipelines import plan as plans
+from pipelines.live import Live
+from pipelines.of_run import of_run
+from tests.media import write_video
+from tests.workflow import world
+
+RUN = {"kind": "average", "features": ["rgb"], "train": {"epochs": 1}}
+EVERY = {**world.CONFIG["extractors"]["rgb"], "sampling": {"kind": "every", "k": 2}}
+PIXELS = {"kind": "pixels", "sampling": {"kind": "every", "k": 2}, "transform": {"resize": 40, "crop": 32}}
+TSN = {"kind": "tsn", "features": ["pixels"], "crop_px": 32, "network": {"name": "test_resnet"}, "train": {"epochs": 1}}
+HEADS = {
+    "average": RUN,
+    "vtn": {"kind": "vtn", "features": ["rgb"], "dim": 16, "heads": 2, "blocks": 1, "train": {"epochs": 1}},
+    "tsn": TSN,
+    "two": {**RUN, "features": ["rgb", "diff"]},
+    "diff": {**RUN, "features": ["diff"]},
+}
+DIFF = {"kind": "rgbdiff", "pairs": 2, "sampling": {"kind": "segments", "n": 2}}
+FILE = "file:" + "//"
+DIFF |= {k: world.CONFIG["extractors"]["rgb"][k] for k in ("network", "transform")}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny dataset, each second frame of it, with heads of several kinds."""
+    folder = world.build(tmp_path_factory.mktemp("live") / "made", frames=24)
+    extractors = {"rgb": EVERY, "pixels": PIXELS, "diff": DIFF}
+    world.write_config(folder, {**world.CONFIG, "extractors": extractors, "heads": HEADS})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(program.signal, "signal", lambda *_: None)
+        for line in (
+            "extract tiny --extractor rgb --extractor pixels --extractor diff --threads 2",
+            f"train tiny {' '.join(f'--head {head}' for head in HEADS)}",
+        ):
+            plans.of.cache_clear()
+            assert program.main(line.split()) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(made)
+    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
+    plans.of.cache_clear()
+    return made
+
+
+def live(head: str = "average", **options: Any) -> Live:
+    (folder,) = Path("work/tiny/runs").glob(f"{head}-*/seed0")
+    return Live(of_run(folder), **options)
+
+
+def clip(number: int = 0) -> str:
+    return f"videos/{world.name_of(number)}.avi"
+
+
+@pytest.mark.parametrize("head", ["average", "vtn", "tsn"])
+@pytest.mark.parametrize("last", [1, 5])
+def test_a_stream_says_what_the_stored_rows_say(head: str, last: int) -> None:
+    streamed = live(head, last=last)
+    found = list(streamed.labels(clip(), every=2))
+    modality = "pixels" if head == "tsn" else "rgb"
+    (store,) = Path("work/tiny/features").glob(f"{modality}-*")
+    shard = read_shard(store, 0)
+    first = shard.manifest.ids.index(world.name_of(0))
+    rows, times = (a[shard.offsets[first] : shard.offsets[first + 1]] for a in (shard.frames, shard.time_us))
+    assert [round(label.time_s * 1e6) for label in found] == times.tolist() and len(found) == 12
+    for number, label in enumerate(found):
+        seen = torch.from_numpy(rows[max(0, number + 1 - last) : number + 1])[None]
+        seen = seen if head == "tsn" else seen.float()
+        with torch.inference_mode():
+            logits = streamed.run.head({modality: seen}, {modality: torch.ones(seen.shape[:2], dtype=torch.bool)})[0]
+        np.testing.assert_allclose(label.logits, logits.numpy(), rtol=1e-3, atol=1e-4)
+        assert label.name == world.CLASSES[int(label.logits.argmax())]
+        assert label.probability == pytest.approx(float(torch.from_numpy(label.logits).softmax(dim=0).max()))
+
+
+def test_each_frame_is_embedded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    streamed, calls = live(last=8), []
+    start = streamed._engine.start
+    monkeypatch.setattr(streamed._engine, "start", lambda samples: calls.append(len(samples)) or start(samples))
+    assert len(list(streamed.labels(clip()))) == 24
+    assert calls == [1] * 24
+
+
+def test_the_command_prints_a_line_a_label(capsys: pytest.CaptureFixture[str]) -> None:
+    (folder,) = Path("work/tiny/runs").glob("average-*/seed0")
+    assert program.main(["stream", str(folder), clip(), "--every", "5", "--last", "3", "--threads", "1"]) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        assert re.fullmatch(r" +\d+\.\d{3} s  (Jump|Run)  [01]\.\d{3}  \d+\.\d frames/s", line)
+    assert said.err.startswith("the last 3 embeddings, each 5. frame\n5 labels in ")
+
+
+def test_an_iterator_that_is_left_ends_its_thread() -> None:
+    before = threading.active_count()
+    labels = live().labels(clip())
+    next(labels)
+    labels.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+@contextmanager
+def http(folder: Path) -> Iterator[str]:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            if self.path.startswith("/to?"):
+                self.send_response(302)
+                self.send_header("Location", self.path.removeprefix("/to?"))
+                self.end_headers()
+                return
+            super().do_GET()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+
+
+def test_http(here: Path) -> None:
+    streamed = live()
+    with http(here) as address:
+        found = [label.logits for label in streamed.labels(f"{address}/{clip()}")]
+        moved = [label.logits for label in streamed.labels(f"{address}/to?{address}/{clip()}")]
+    expected = [label.logits for label in streamed.labels(clip())]
+    assert len(found) == 24 and np.array_equal(found, expected) and np.array_equal(moved, expected)
+    assert streamed.dropped == 0
+
+
+def ts_packets(path: Path) -> bytes:
+    """The clip as an MPEG transport stream."""
+    place = path.with_suffix(".ts")
+    with av.open(str(path)) as source, av.open(str(place), "w", format="mpegts") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    return place.read_bytes()
+
+
+def test_tcp(tmp_path: Path) -> None:
+    data = ts_packets(write_video(tmp_path / "clip.mp4", frames=30, width=64, height=64))
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(data)
+
+    threading.Thread(target=serve, daemon=True).start()
+    assert len(list(live().labels(f"tcp://127.0.0.1:{server.getsockname()[1]}"))) == 30
+    server.close()
+
+
+def test_udp_takes_the_newest(tmp_path: Path) -> None:
+    data = ts_packets(write_video(tmp_path / "clip.mp4", frames=60, width=64, height=64))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    stop = threading.Event()
+
+    def send() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            while not stop.is_set():
+                for at in range(0, len(data), 1316):
+                    sender.sendto(data[at : at + 1316], ("127.0.0.1", port))
+                    if stop.wait(0.002):
+                        return
+
+    threading.Thread(target=send, daemon=True).start()
+    try:
+        found = list(islice(live().labels(f"udp://127.0.0.1:{port}"), 5))
+    finally:
+        stop.set()
+    assert len(found) == 5 and all(np.isfinite(label.logits).all() for label in found)
+
+
+def rtsp_server(data: bytes) -> tuple[socket.socket, str]:
+    """A server of one client: the transport stream in RTP packets, all inside the one connection (RFC 2326)."""
+    server = socket.create_server(("127.0.0.1", 0))
+    address = f"rtsp://127.0.0.1:{server.getsockname()[1]}/clip"
+    described = "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=clip\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\na=control:track\r\n"
+
+    def serve() -> None:
+        connection, _ = server.accept()
+        with connection, connection.makefile("rb") as lines:
+            while request := lines.readline().decode().split():
+                headers = {}
+                while line := lines.readline().decode().strip():
+                    name, _, value = line.partition(": ")
+                    headers[name.lower()] = value
+                extra, body = "", ""
+                if request[0] == "DESCRIBE":
+                    body = described
+                    extra = (
+                        f"Content-Type: application/sdp\r\nContent-Base: {address}/\r\nContent-Length: {len(body)}\r\n"
+                    )
+                elif request[0] == "SETUP":
+                    extra = "Transport: RTP/AVP/TCP;unicast;interleaved=0-1\r\n"
+                head = f"RTSP/1.0 200 OK\r\nCSeq: {headers.get('cseq', '0')}\r\nSession: 1\r\n{extra}\r\n"
+                connection.sendall(head.encode() + body.encode())
+                if request[0] == "PLAY":
+                    for number, at in enumerate(range(0, len(data), 1316)):
+                        part = data[at : at + 1316]
+                        rtp = (
+                            bytes([0x80, 33]) + number.to_bytes(2, "big") + (number * 900).to_bytes(4, "big") + b"same"
+                        )
+                        connection.sendall(b"$\x00" + (len(rtp) + len(part)).to_bytes(2, "big") + rtp + part)
+                    return
+
+    threading.Thread(target=serve, daemon=True).start()
+    return server, address
+
+
+def test_rtsp(tmp_path: Path) -> None:
+    data = ts_packets(write_video(tmp_path / "clip.mp4", frames=40, width=64, height=64))
+    server, address = rtsp_server(data)
+    streamed = live()
+    found = list(streamed.labels(address))
+    server.close()
+    assert len(found) + streamed.dropped >= 35 and all(np.isfinite(label.logits).all() for label in found)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "ftp://127.0.0.1/clip.avi",
+        f"{FILE}/etc/passwd",
+        "concat://a|b",
+        "data://text",
+        "crypto://x",
+        "hls+http://127.0.0.1/x",
+    ],
+)
+def test_other_schemes_are_refused(source: str) -> None:
+    with pytest.raises(UserError, match=r"not a source: .*expected a file, /dev/video0, or an address of http, https"):
+        next(live().labels(source))
+    with pytest.raises(MediaError, match="is not one of http, https, rtsp, rtmp, tcp, udp"):
+        next(decode_live(source, Limits()))
+
+
+def test_what_an_address_leads_to_is_held_to_the_list(here: Path, tmp_path: Path) -> None:
+    """Playlists, and redirections to other protocols, would open what nobody named."""
+    (tmp_path / "list.m3u8").write_text(
+        f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{FILE}{here / clip()}\n#EXT-X-ENDLIST\n"
+    )
+    (tmp_path / "list.txt").write_text(f"ffconcat version 1.0\nfile {here / clip()}\n")
+    (tmp_path / "page.html").write_text("<html>404</html>")
+    with http(tmp_path) as address:
+        for name in ("list.m3u8", "list.txt", "page.html", "absent.mp4", f"to?{FILE}{here / clip()}"):
+            with pytest.raises(FramepoolError, match=r"no frames: http://.*: got (refused|undecodable): "):
+                next(live().labels(f"{address}/{name}"))
+
+
+def test_only_plain_files_are_opened_anywhere_else() -> None:
+    """An address is not a path to the other commands, which keep to FFmpeg's file protocol."""
+    assert "hls" not in CONTAINERS and "concat" not in CONTAINERS
+    assert all("file" not in protocols.split(",") for protocols in LIVE.values())
+    for source in ("nowhere.mp4", "/dev/null", "http:/x", "pipe:0"):
+        with pytest.raises(UserError, match="no such file"):
+            next(live().labels(source))
+
+
+def test_a_camera_that_is_not_there() -> None:
+    with pytest.raises(FramepoolError, match="no frames: /dev/video63: got undecodable: no camera that can be opened"):
+        next(live().labels("/dev/video63"))
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [("two", "no clip graph of several modalities"), ("diff", "rows of several frames do not stream")],
+)
+def test_heads_that_do_not_stream(head: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        live(head)

@@ -1,0 +1,109 @@
+"""`import framepool`: what docs/api.md shows runs as it stands there, and says what the commands say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import framepool
+from features.errors import UserError
+from features.store import read_shard
+from pipelines import __main__ as program
+from pipelines import plan as plans
+from tests.test_docs import REPO, blocks
+from tests.workflow import world
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny dataset with its features, called demo as in the document."""
+    folder = world.build(tmp_path_factory.mktemp("api") / "made")
+    world.write_config(folder, world.CONFIG, "demo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(program.signal, "signal", lambda *_: None)
+        for line in ("extract demo --extractor rgb --threads 2", "train demo --head ridge"):
+            plans.of.cache_clear()
+            assert program.main(line.split()) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(made)
+    plans.of.cache_clear()
+    return made
+
+
+SNIPPETS = blocks(REPO / "docs" / "api.md", "python")
+
+
+@pytest.mark.parametrize("number", range(len(SNIPPETS)))
+def test_the_document_runs(number: int) -> None:
+    names: dict[str, Any] = {}
+    exec(compile(SNIPPETS[number], "docs/api.md", "exec"), names)
+    data = names["data"]
+    assert len(data.videos) == world.VIDEOS and data.classes == world.CLASSES
+    match number:
+        case 0:
+            assert len(names["labels"]) == 3 and set(names["labels"]) <= set(world.CLASSES)
+        case 1:
+            rows, offsets = names["rows"], names["offsets"]
+            assert rows.shape == (36, 96) and offsets.tolist() == list(range(0, 37, 4))
+            assert np.array_equal(names["one"], rows[:4])
+            np.testing.assert_allclose(names["mean"], rows.float().mean(dim=0), rtol=1e-5)
+        case 2:
+            assert 0 <= names["top1"] <= 1 and names["logits"].shape == (world.VIDEOS, 2)
+        case _:
+            raise AssertionError("a snippet that nothing checks")
+
+
+def test_a_notebook_trains_what_the_command_trains(here: Path) -> None:
+    (folder,) = Path("work/demo/runs").glob("ridge-*/seed0")
+    data = framepool.load("demo", "rgb")
+    ours = framepool.train(data, "ridge")
+    theirs = framepool.run(folder)
+    assert np.array_equal(ours.logits(data, data.videos), theirs.logits(data, data.videos))
+    test = [data.videos[v] for v in data.test_videos]
+    kept = np.load(folder / "predictions.npz")
+    assert kept["ids"].tolist() == test
+    np.testing.assert_allclose(theirs.logits(data, test), kept["logits"], rtol=1e-6)
+    assert {k: v for k, v in ours.metrics.items() if k != "per_class"} == {
+        k: v for k, v in json.loads((folder / "metrics.json").read_text()).items() if k != "per_class"
+    }
+    before = (ours.folder / "run.json").stat().st_mtime_ns
+    assert framepool.train(data, "ridge").folder == ours.folder
+    assert (ours.folder / "run.json").stat().st_mtime_ns == before, "the same call trains nothing again"
+    assert framepool.train(data, "ridge", alpha=2.0).folder != ours.folder
+
+
+def test_a_dask_array_reads_a_block_only_when_it_is_computed(here: Path) -> None:
+    data = framepool.load("demo")
+    array = data.array("rgb")
+    assert array.shape == (36, 96) and array.numblocks == (3, 1) and array.dtype == np.float16
+    rows = read_shard(data.folders["rgb"], 1).frames
+    assert np.array_equal(array.blocks[1].compute(), rows)
+
+
+def test_mistakes_are_said(here: Path) -> None:
+    with pytest.raises(UserError, match=r"unknown extractor: .*got rbg; did you mean 'rgb'"):
+        framepool.load("demo", "rbg")
+    data = framepool.load("demo", "rgb")
+    with pytest.raises(UserError, match="unknown head: got rigde; did you mean 'ridge'"):
+        framepool.train(data, "rigde")
+    with pytest.raises(UserError, match=r"unknown key: head ridge: \$.alhpa; did you mean 'alpha'"):
+        framepool.train(data, "ridge", alhpa=1)
+    with pytest.raises(UserError, match=r"not a finished run: work: expected a run.json in it"):
+        framepool.run("work")
+
+
+def test_importing_it_is_light() -> None:
+    code = "import framepool, sys; print(*[m for m in ('torch', 'zarr', 'openvino', 'dask') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
