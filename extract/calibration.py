@@ -11,16 +11,15 @@ from __future__ import annotations
 import io
 import logging
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from extract.decoders import children
 from extract.fingerprint import Item, list_digest
 from features.atomic import Lock, make_folder, publish_folder
 from features.errors import UserError
@@ -91,7 +90,7 @@ def quantised(name: str, converted: Path, samples: Any, batch: int, cache: Path)
             if not folder.is_dir():
                 rows = np.stack(samples())
                 rows = rows[np.arange(-(-len(rows) // batch) * batch) % len(rows)]
-                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                with children(1) as pool:
                     pool.submit(_quantise, converted, rows.reshape(-1, batch, *rows.shape[1:]), folder).result()
     return folder
 

@@ -23,8 +23,10 @@ import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from multiprocessing.synchronize import Semaphore
@@ -260,6 +262,12 @@ def _limit_memory(mb: int) -> None:
     if sys.platform == "linux":
         now = psutil.Process().memory_info().vms
         resource.setrlimit(resource.RLIMIT_AS, (now + (mb << 20), resource.RLIM_INFINITY))
+
+
+def children(count: int) -> ProcessPoolExecutor:
+    """A pool of `count` fresh processes that do not outlive this one, however it ends."""
+    follow = partial(die_with_parent, signal.SIGKILL, os.getpid())
+    return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), initializer=follow)
 
 
 def die_with_parent(number: int, parent: int) -> None:

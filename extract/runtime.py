@@ -20,11 +20,9 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +31,7 @@ import numpy.typing as npt
 
 from extract.calibration import Calibration, quantised
 from extract.config import Flow, Mapped, Networked, Pictured, snippet
+from extract.decoders import children
 from extract.lanes import Engine, middle
 from extract.samples import job_of
 from features.atomic import Lock, make_folder, publish_folder, write_json
@@ -164,7 +163,7 @@ def prepare(model: Model, cache: Path) -> dict[str, Any]:
     if not (folder / "facts.json").is_file():
         with (
             Lock(make_folder(cache) / f"{folder.name}.lock", wait_s=900),
-            ProcessPoolExecutor(1, get_context("spawn")) as pool,
+            children(1) as pool,
         ):
             if not folder.is_dir():
                 pool.submit(_convert, model, folder).result()

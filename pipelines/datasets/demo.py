@@ -18,10 +18,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from fractions import Fraction
 from functools import cache, partial
@@ -33,6 +31,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
+from extract.decoders import children
 from features.atomic import make_folder, write_bytes, write_json
 from features.errors import UserError
 from features.videolist import Video, VideoList
@@ -169,9 +168,8 @@ def render_clips(
     lacking = {clip.id for clip in missing}
     digests = {clip.id: known[clip.id] for clip in wanted if clip.id not in lacking}
     log(f"{name}: {len(wanted) - len(missing)} of {len(wanted)} clips are there, {len(missing)} to render")
-    spawn = multiprocessing.get_context("spawn")
     parallel = workers > 1 and len(missing) > 1
-    with ProcessPoolExecutor(workers, mp_context=spawn) if parallel else nullcontext() as pool:
+    with children(workers) if parallel else nullcontext() as pool:
         done = (pool.map if pool else map)(partial(_render, root, make), missing)
         for number, (clip, digest) in enumerate(zip(missing, done, strict=True), 1):
             digests[clip.id] = digest

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -150,3 +151,21 @@ def test_two_extractors_at_once_end_in_one_shard(small_world: Path, tmp_path: Pa
             _, errors = process.communicate()
             assert process.returncode == 0, errors.decode()  # the second waits, and finds the shard made
         assert world.contents(store) == world.contents(small_world / "undisturbed")
+
+
+def test_a_pool_does_not_outlive_its_parent() -> None:
+    code = """
+        import time
+        from extract.decoders import children
+        with children(2) as pool:
+            list(pool.map(abs, range(2)))
+            naps = [pool.submit(time.sleep, 60) for _ in range(4)]
+            print("ready", flush=True)
+            [nap.result() for nap in naps]
+    """
+    command = [sys.executable, "-c", f"if __name__ == '__main__':{code}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    with process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        process.kill()
+    assert world.leftovers(process.pid) == []
