@@ -47,6 +47,12 @@ EXTRACTORS: dict[str, dict[str, Any]] = {
         "sampling": {"kind": "clips", "frames": 64},
         "batch": 1,
     },
+    "i3d": {
+        "kind": "trunk",
+        "network": {"name": "i3d", "library": "framepool"},
+        "sampling": {"kind": "clips", "frames": 64},
+        "batch": 1,
+    },
     "vggish": {"kind": "audio", "source": "logmel", "network": {"name": "vggish", "library": "framepool"}, "batch": 16},
     "yamnet": {"kind": "audio", "source": "logmel", "network": {"name": "yamnet", "library": "framepool"}, "batch": 16},
 }

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -33,6 +34,7 @@ KNOWN: dict[str, tuple[str, str, list[str]]] = {
     "resnet50": ("resnet", "resnet50-0676ba61.pth", ["model_name=resnet50", "batch_size=1"]),
     "r2plus1d_18": ("r21d", "r2plus1d_18-91a641e6.pth", []),
     "vggish": ("vggish", "vggish-10086976.pth", []),
+    "i3d": ("i3d", "i3d_rgb.pt", ["streams=rgb"]),
 }
 
 
@@ -99,7 +101,8 @@ def peer(args: argparse.Namespace, name: str, clips: list[str], folder: Path) ->
     words += [f"tmp_path={folder / 'tmp'}", f"file_with_video_paths={listed}", *options]
     run = [sys.executable, "-m", "benchmarks.peer", "--run", *words]
     _, seconds, memory = measured(run, cwd=folder / "peer", env=environment)
-    return sum(len(np.load(p)) for p in out.rglob(f"*_{kind}.npy")), seconds, memory
+    name = "rgb" if kind == "i3d" else kind  # its I3D names files after streams
+    return sum(len(np.load(p)) for p in out.rglob(f"*_{name}.npy")), seconds, memory
 
 
 def run_peer(words: list[str]) -> None:
@@ -137,12 +140,24 @@ def put_weights(name: str, weights: str, folder: Path) -> None:
     network = build(name, library=EXTRACTORS[name]["network"]["library"], weights=Path(weights))
     state = {key.removeprefix("trunk."): value for key, value in network.state_dict().items()}
     state = {key.replace("classifier.", "fc."): value for key, value in state.items()}
+    if kind == "i3d":
+        torch.save({as_i3d(key): value.reshape(400, 1024, 1, 1, 1) if key == "fc.weight" else value
+                    for key, value in state.items()}, folder / "peer/models/i3d/checkpoints" / file)  # fmt: skip
+        return
     place = folder / "peer/models/vggish/hub/checkpoints"  # its VGGish looks nowhere else
     place.mkdir(parents=True, exist_ok=True)
     torch.save(state, place / file)
     if kind == "vggish":
         pca = {"pca_eigen_vectors": torch.eye(128), "pca_means": torch.zeros(128, 1)}
         torch.save({k: v.numpy() for k, v in pca.items()}, place / "vggish_pca_params-970ea276.pth")
+
+
+def as_i3d(key: str) -> str:
+    """Its key of one of our I3D's."""
+    key = key.replace("fc.", "conv3d_0c_1x1.conv3d.").replace("Conv3d_", "conv3d_").replace("Mixed_", "mixed_")
+    for ours, theirs in (("b0", "branch_0"), ("b3b", "branch_3.1"), ("bn", "batch3d")):
+        key = key.replace(f".{ours}.", f".{theirs}.")
+    return re.sub(r"\.b([12])([ab])\.", lambda m: f".branch_{m[1]}.{'ab'.index(m[2])}.", key)
 
 
 def linked(clips: list[str], times: int, folder: Path) -> list[str]:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from extract.networks import Network
-from extract.networks.i3d import MIXED, Mixed, SamePool
+from extract.networks.i3d import MIXED, Mixed, SamePool, sides
 from features.errors import UserError
 from heads.base import Shapes
 from heads.map_kinds import TrunkConfig
@@ -131,7 +131,7 @@ class Lateral(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(R,C,T,H,W) -> (R,C',T/2,H/2,W/2), the halves of odd sides rounded up."""
-        kernel = [min(2, side) for side in maps.shape[2:]]
+        kernel = [min(2, side) for side in sides(maps)]
         found: Tensor = self.project(F.avg_pool3d(maps, kernel, stride=2, ceil_mode=True))
         return found
 
@@ -184,22 +184,22 @@ class Kft(OfMaps):
             crop_px=crop_px,
             augment=augment,
         )
-        size, *sides = self.map
+        size, *places = self.map
         self.AvgPool: nn.Module = nn.Identity()
         if cut == "mixed_4f":
-            if min(sides[1:]) < pool_px:
+            if min(places[1:]) < pool_px:
                 fix = "set pool_px to at most the side of the maps, 1 for no pooling"
-                raise UserError("maps are too small", where="kft: pool_px", expected=pool_px, got=sides[1:], fix=fix)
+                raise UserError("maps are too small", where="kft: pool_px", expected=pool_px, got=places[1:], fix=fix)
             self.AvgPool = nn.AvgPool3d((1, pool_px, pool_px), stride=1)
-            sides = [sides[0], *(n - pool_px + 1 for n in sides[1:])]
+            places = [places[0], *(n - pool_px + 1 for n in places[1:])]
         self.spread = dims == "3d"
         block = partial(Block, ffn=ffn, inside=inside, start=ffn_start, positions=positions)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList()
         if not self.spread:
-            self.compression = compression(size, *sides[1:])
-            self.blocks.append(block(size, sides[0], heads[0], layers[0], middle=dims == "1d"))
-            self.hidden = nn.Linear(size * sides[0], hidden)
+            self.compression = compression(size, *places[1:])
+            self.blocks.append(block(size, places[0], heads[0], layers[0], middle=dims == "1d"))
+            self.hidden = nn.Linear(size * places[0], hidden)
             self.classifier: nn.Module = nn.Linear(hidden, num_classes)
             return
         self.beside = residual == "concat"
@@ -207,13 +207,13 @@ class Kft(OfMaps):
         for number, a, n in zip((2, 3) if cut == "max_pool_5a" else (1, 2, 3), heads, layers, strict=True):
             entering, first = size if number == 1 else width, not self.blocks
             if not first:
-                sides = [-(-side // 2) for side in sides]
+                places = [-(-side // 2) for side in places]
                 if lateral:
                     self.laterals.append(Lateral(size, entering))
             self.entrances.append(_entrance(number, size, width, mixed_kt, pooled=not first))
-            self.blocks.append(block(entering, math.prod(sides), a, n))
+            self.blocks.append(block(entering, math.prod(places), a, n))
             size = 2 * entering if self.beside else entering
-        kernel = (min(2, sides[0]), min(2, sides[1]), min(2, sides[2]))
+        kernel = (min(2, places[0]), min(2, places[1]), min(2, places[2]))
         self.classifier = nn.Conv3d(size, num_classes, kernel)
 
     def scores(self, maps: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Convolution(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B,C,T,H,W) -> (B,C',T',H',W')."""
-        pads = [around(s, k, d) for s, k, d in zip(input.shape[2:], self.kernel_size, self.stride, strict=True)]
+        pads = [around(s, k, d) for s, k, d in zip(sides(input), self.kernel_size, self.stride, strict=True)]
         if self.symmetric:
             pads = [(k // 2, k // 2) for k in self.kernel_size]
         if any(before != after for before, after in pads):
@@ -104,8 +104,13 @@ class SamePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,T,H,W) -> (B,C,T',H',W')."""
-        before = [around(s, k, d)[0] for s, k, d in zip(x.shape[2:], self.kernel, self.stride, strict=True)]
+        before = [around(s, k, d)[0] for s, k, d in zip(sides(x), self.kernel, self.stride, strict=True)]
         return F.max_pool3d(x, self.kernel, self.stride, before, ceil_mode=True)
+
+
+def sides(x: Tensor) -> list[int]:
+    """T, H and W of (B,C,T,H,W) as plain numbers: traced ones would be part of the graph, which no window can be."""
+    return [int(n) for n in x.shape[2:]]
 
 
 def around(side: int, kernel: int, stride: int) -> tuple[int, int]:
@@ -161,7 +166,7 @@ def stem(in_chans: int, padding: Padding, mixed_kt: int) -> dict[str, nn.Module]
 
 def mean_pool(x: Tensor) -> Tensor:
     """(B,C,T,H,W) -> (B,C): the mean over 2 x 7 x 7 places (fewer where a side has fewer), then over what is left."""
-    window = [min(n, side) for n, side in zip((2, 7, 7), x.shape[2:], strict=True)]
+    window = [min(n, side) for n, side in zip((2, 7, 7), sides(x), strict=True)]
     return F.avg_pool3d(x, window, stride=1).mean(dim=(2, 3, 4))
 
 

@@ -260,25 +260,29 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[int, ...] | None, tuple[int, ...]]]
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
-    ("kind", "runtime", "pool"),
+    ("kind", "runtime", "of"),
     [
-        ("trunk", "openvino", False),
-        pytest.param("trunk", "torch", True, marks=pytest.mark.slow),
-        pytest.param("flow", "openvino", True, marks=pytest.mark.slow),
-        pytest.param("flow", "torch", False, marks=pytest.mark.slow),
+        ("trunk", "openvino", "map"),
+        ("flow", "openvino", "features"),
+        pytest.param("trunk", "openvino", "pooled", marks=pytest.mark.slow),
+        pytest.param("trunk", "torch", "features", marks=pytest.mark.slow),
+        pytest.param("flow", "torch", "map", marks=pytest.mark.slow),
     ],
 )
-def test_maps_and_features_on_every_runtime(kind: str, runtime: str, pool: bool, tmp_path: Path) -> None:
+def test_maps_and_features_on_every_runtime(kind: str, runtime: str, of: str, tmp_path: Path) -> None:
+    """The map of an end point, its mean, and the features before the classifier."""
     fields, source, sample = KINDS[kind]
     path = write_network(tmp_path / "w.safetensors", "i3d", library=OURS, in_chans=2 if kind == "flow" else 3)
     rows = np.random.default_rng(0).integers(0, 256, (3, *sample), dtype=np.uint8)
-    plain = build("i3d", library=OURS, weights=path, layer="Mixed_4f", pool=False)
+    layer = {} if of == "features" else {"layer": "Mixed_4f", "pool": of == "pooled"}
+    whole: dict[str, Any] = {} if of == "features" else {"layer": "Mixed_4f", "pool": False}
+    plain = build("i3d", library=OURS, weights=path, **whole)
     with torch.no_grad():
         read = FromRows("flow" if kind == "flow" else "rgb", (0.5,) * 3, (0.5,) * 3, clips=True)
         expected = plain.trunk(read(torch.from_numpy(rows))).numpy()
-    assert expected.shape == (3, 832, 2, 2, 2)
-    expected = expected.mean(axis=(2, 3, 4)) if pool else expected
-    network = {"name": "i3d", "library": OURS, "weights": path, "layer": "Mixed_4f", "pool": pool}
+    assert expected.shape == ((3, 1024) if of == "features" else (3, 832, 2, 2, 2))
+    expected = expected.mean(axis=(2, 3, 4)) if of == "pooled" else expected
+    network = {"name": "i3d", "library": OURS, "weights": path, **layer}
     value = {**fields, "network": network, "runtime": runtime, "batch": 3}
     model = Model(TypeAdapter(ExtractorConfig).validate_python(value), path, source)
     facts = prepare(model, tmp_path / "cache")
