@@ -24,6 +24,7 @@ from features.recipe import digest
 from features.videolist import VideoList
 from pipelines import plan as plans
 from pipelines.plan import Plan, Run, Store
+from pipelines.scoring.described import described
 from pipelines.side_by_side import side_by_side
 
 if TYPE_CHECKING:
@@ -113,6 +114,7 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
                     [run.digest, {m: contents[m] for m in run.stores}, [videos.videos[v].id for v in test_set]]
                 ),
                 "stores": own.stores,
+                "extractors": {m: described(store) for m, store in run.stores.items()},
                 "streamed": isinstance(features, Stream),
                 "versions": versions(),
             },
