@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -109,6 +110,21 @@ class Work(WorkerPlugin):
                 raise
 
 
+@dataclass(frozen=True)
+class Failed:
+    """Why a task gave nothing, in words: an error of its own may not survive the journey, and its task never ends."""
+
+    what: str
+
+
+def _task(function: Any, *arguments: Any) -> Any:
+    """What `function` gives, or `Failed`."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        return Failed(printable(error if isinstance(error, FramepoolError) else repr(error)))
+
+
 def _score(name: str, clips: Sequence[Clip]) -> list[Done]:
     work: Any = get_worker().plugins[name]
     found: list[Done] = work.score(clips)
@@ -146,14 +162,14 @@ def _shard_key(shard: Sequence[Clip]) -> str:
 
 def _in_waves(client: Any, call: Any, shards: Iterator[Any], name: Any) -> Iterator[tuple[Any, Any]]:
     """(shard, what its task gave or the `KilledWorker`), a few tasks a worker at a time, so that a long list costs no
-    memory. Raises `FramepoolError` where the scheduler is gone."""
+    memory. Raises `FramepoolError` where a task fails otherwise, or the scheduler is gone."""
     open_: dict[Any, Any] = {}
     running: Any = as_completed(raise_errors=False)  # type: ignore[no-untyped-call]
 
     def send() -> None:
         workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
         while len(open_) < (1 + WAITING) * workers and (shard := next(shards, None)) is not None:
-            future = client.submit(*call(shard), key=f"{name(shard)}-{os.getpid()}", pure=False)
+            future = client.submit(_task, *call(shard), key=f"{name(shard)}-{os.getpid()}", pure=False)
             open_[future] = shard
             running.add(future)
 
@@ -167,7 +183,10 @@ def _in_waves(client: Any, call: Any, shards: Iterator[Any], name: Any) -> Itera
             error = future.exception() if future.status == "error" else None
             if error is not None and not isinstance(error, KilledWorker):
                 raise error
-            yield shard, future.result() if error is None else error
+            found = future.result() if error is None else error
+            if isinstance(found, Failed):
+                raise FramepoolError("a worker failed", got=found.what, fix="the same command goes on")
+            yield shard, found
             future.release()
             send()
     except (OSError, TimeoutError) as error:
