@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, WorkerPlugin, as_completed, get_worker
+from distributed import CancelledError, Client, KilledWorker, LocalCluster, WorkerPlugin, as_completed, get_worker
+from distributed.comm.core import CommClosedError
 
 from extract.sources import Clip
 from features.errors import FramepoolError, UserError, printable
@@ -59,7 +60,7 @@ def connected(scheduler: str | None, workers: int | None) -> Iterator[Any]:
             place = {"host": HERE, "dashboard_address": f"{HERE}:0"}
             cluster = LocalCluster(n_workers=workers, threads_per_worker=1, **place)  # type: ignore[no-untyped-call]
             try:
-                with Client(cluster) as client:  # type: ignore[no-untyped-call]
+                with Client(cluster) as client, _connection():  # type: ignore[no-untyped-call]
                     _tell(client)
                     yield client
             finally:
@@ -70,9 +71,18 @@ def connected(scheduler: str | None, workers: int | None) -> Iterator[Any]:
         except (OSError, ValueError, TimeoutError) as error:
             fix = "give the address that the scheduler printed, such as tcp://10.0.0.1:8786"
             raise UserError("no scheduler answers", where=printable(scheduler), got=error, fix=fix) from None
-        with client:
+        with client, _connection():
             _tell(client)
             yield client
+
+
+@contextmanager
+def _connection() -> Iterator[None]:
+    """One line where the scheduler goes away, whatever the client was about to ask of it."""
+    try:
+        yield
+    except (CommClosedError, TimeoutError, CancelledError) as error:
+        raise FramepoolError("the scheduler is gone", got=error, fix=AGAIN) from None
 
 
 def _tell(client: Any) -> None:
@@ -189,8 +199,6 @@ def _in_waves(client: Any, call: Any, shards: Iterator[Any], name: Any) -> Itera
             yield shard, found
             future.release()
             send()
-    except (OSError, TimeoutError) as error:
-        raise FramepoolError("the scheduler is gone", got=error, fix=AGAIN) from None
     finally:
         with suppress(Exception):  # of a scheduler that is gone
             client.cancel(list(open_), force=True)

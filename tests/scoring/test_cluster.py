@@ -181,7 +181,7 @@ def test_a_scheduler_that_is_killed_loses_nothing(here: Path, archive: Path, cal
 
 def namespaces() -> str:
     """Why there are none here; empty where there are."""
-    test = "ip link add a type veth peer name b && ip link set lo up"
+    test = "ip link add name v0 type veth peer name w0 && ip link set lo up"
     try:
         done = subprocess.run(
             ["unshare", "-rn", "sh", "-c", test], capture_output=True, text=True, timeout=20, check=False
@@ -195,14 +195,14 @@ CUT = """
 set -e
 ip link set lo up
 for n in 1 2; do
-  ip link add v$n type veth peer name w$n
+  ip link add name v$n type veth peer name w$n
   ip addr add 10.9.$n.1/24 dev v$n; ip link set v$n up
   unshare -n sleep 600 & eval "ns$n=$!"; sleep 0.5
   eval "ip link set w$n netns \\$ns$n"
   inside="ip link set lo up; ip addr add 10.9.$n.2/24 dev w$n; ip link set w$n up"
   eval "nsenter -t \\$ns$n -n sh -c '$inside; ip route add default via 10.9.$n.1'"
 done
-export DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=10s DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP=8s
+export DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=10s DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP=15s
 dask() { {python} -m distributed.cli.dask_$* --no-dashboard > /dev/null 2>&1; }
 worker() { nsenter -t $1 -n {python} -m distributed.cli.dask_worker $2 --nthreads 1 --no-dashboard > /dev/null 2>&1; }
 dask scheduler --host 0.0.0.0 --port 8790 & sleep 3
