@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from pipelines.scoring.machine import BLOCK, Done, Machine, Options
 TRIES: Final = 2
 HERE: Final = "127.0.0.1"
 CONNECT_S: Final = 20
+REGISTER_S: Final = 330  # a scheduler gives up a silent worker after 300, by default
 KILLED: Final = f"its worker died {TRIES} times"
 AGAIN: Final = "start it again and run the same command: what is finished is kept"
 WAITING: Final = 2  # tasks a worker beside the one that it runs
@@ -120,6 +122,20 @@ class Work(WorkerPlugin):
                 raise
 
 
+def _register(client: Any, work: Work) -> None:
+    """On every worker; those that come later get it too. One that has just been cut off stands in the way until the
+    scheduler has given it up."""
+    deadline = time.monotonic() + REGISTER_S
+    while True:
+        try:
+            client.register_plugin(work)
+            return
+        except CommClosedError:
+            if client.status != "running" or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
 @dataclass(frozen=True)
 class Failed:
     """Why a task gave nothing, in words: an error of its own may not survive the journey, and its task never ends."""
@@ -144,7 +160,7 @@ def _score(name: str, clips: Sequence[Clip]) -> list[Done]:
 def score_on(client: Any, machine: Machine, options: Options, clips: Iterable[Clip]) -> Iterator[Done]:
     """Every clip once, in the order in which shards come back. `machine` says what is said of a clip that failed."""
     name = f"framepool-{digest([str(options), [run.digest for run in machine.runs]])[:16]}"
-    client.register_plugin(Work(name, Path.cwd(), options))
+    _register(client, Work(name, Path.cwd(), options))
     clips = iter(clips)
     shards = iter(lambda: list(islice(clips, BLOCK)), [])
     suspects: list[Clip] = []
@@ -218,7 +234,7 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
     split = next((store.split for store in stores if store.split), None)
     names = [store.extractor for store in stores]
     token = plan.token
-    client.register_plugin(Work(f"framepool-{digest([plan.dataset, str(Path.cwd())])[:16]}", Path.cwd(), None))
+    _register(client, Work(f"framepool-{digest([plan.dataset, str(Path.cwd())])[:16]}", Path.cwd(), None))
 
     def call(shard: int) -> tuple[Any, ...]:
         return _extract, plan.dataset, token, names, split, shard, threads
