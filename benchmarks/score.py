@@ -227,9 +227,10 @@ def check(found: list[Any], clips: list[Any]) -> None:
 def simulate(spec: dict[str, Any]) -> dict[str, Any]:
     """Shards a second of workers that sleep, once all of them are at work."""
     from extract.sources import Clip
-    from pipelines.cluster import _in_waves, connected
+    from pipelines.cluster import connected
     from pipelines.scoring.machine import Done
     from pipelines.scoring.output import Output
+    from pipelines.waves import in_waves
 
     count, rounds = spec["workers"], 3
     out = Path(spec["folder"]) / f"simulated{count}.parquet"
@@ -242,12 +243,12 @@ def simulate(spec: dict[str, Any]) -> dict[str, Any]:
         def call(number: int) -> tuple[Any, ...]:
             return sleeping.shard, spec["seconds"] if number >= count else 0.0, SHARD, CLASSES, number
 
-        numbers, start = iter(range(count * (1 + rounds))), 0.0
-        for n, (_, rows) in enumerate(_in_waves(client, call, numbers, lambda number: f"sleep-{number}"), 1):
+        for _ in in_waves(client, call, iter(range(count)), lambda number: f"wake-{number}"):
+            pass
+        start = time.monotonic()
+        for _, rows in in_waves(client, call, iter(range(count, count * (1 + rounds))), lambda n: f"sleep-{n}"):
             for row in rows:
                 output.add(Done(Clip(row["source"], row["video"]), [row]))
-            if n == count:  # the first ones only woke the workers up
-                start = time.monotonic()
         output.commit()
         return {"rate": count * rounds / (time.monotonic() - start)}
 

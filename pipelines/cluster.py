@@ -20,13 +20,12 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
 import dask
-from distributed import CancelledError, Client, KilledWorker, LocalCluster, WorkerPlugin, as_completed, get_worker
+from distributed import CancelledError, Client, KilledWorker, LocalCluster, WorkerPlugin, get_worker
 from distributed.comm.core import CommClosedError
 
 from extract.sources import Clip
@@ -36,14 +35,13 @@ from features.recipe import digest
 from pipelines import plan as plans
 from pipelines.plan import Store
 from pipelines.scoring.machine import BLOCK, Done, Machine, Options
+from pipelines.waves import AGAIN, in_waves
 
 TRIES: Final = 2
 HERE: Final = "127.0.0.1"
 CONNECT_S: Final = 20
 REGISTER_S: Final = 330  # a scheduler gives up a silent worker after 300, by default
 KILLED: Final = f"its worker died {TRIES} times"
-AGAIN: Final = "start it again and run the same command: what is finished is kept"
-WAITING: Final = 2  # tasks a worker beside the one that it runs
 
 
 @contextmanager
@@ -136,21 +134,6 @@ def _register(client: Any, work: Work) -> None:
             time.sleep(1)
 
 
-@dataclass(frozen=True)
-class Failed:
-    """Why a task gave nothing, in words: an error of its own may not survive the journey, and its task never ends."""
-
-    what: str
-
-
-def _task(function: Any, *arguments: Any) -> Any:
-    """What `function` gives, or `Failed`."""
-    try:
-        return function(*arguments)
-    except Exception as error:
-        return Failed(printable(error if isinstance(error, FramepoolError) else repr(error)))
-
-
 def _score(name: str, clips: Sequence[Clip]) -> list[Done]:
     work: Any = get_worker().plugins[name]
     found: list[Done] = work.score(clips)
@@ -165,13 +148,13 @@ def score_on(client: Any, machine: Machine, options: Options, clips: Iterable[Cl
     shards = iter(lambda: list(islice(clips, BLOCK)), [])
     suspects: list[Clip] = []
     try:
-        for shard, found in _in_waves(client, lambda shard: (_score, name, shard), shards, _shard_key):
+        for shard, found in in_waves(client, lambda shard: (_score, name, shard), shards, _shard_key):
             if isinstance(found, KilledWorker):
                 suspects += shard
             else:
                 yield from found
         for clip in suspects:
-            for _, found in _in_waves(client, lambda shard: (_score, name, shard), iter([[clip]]), _shard_key):
+            for _, found in in_waves(client, lambda shard: (_score, name, shard), iter([[clip]]), _shard_key):
                 yield from [machine.without(clip, _killed())] if isinstance(found, KilledWorker) else found
     finally:
         with suppress(Exception):  # of a scheduler that is gone
@@ -184,40 +167,6 @@ def _killed() -> Outcome:
 
 def _shard_key(shard: Sequence[Clip]) -> str:
     return f"score-{digest([clip.key.hex() for clip in shard])[:24]}"
-
-
-def _in_waves(client: Any, call: Any, shards: Iterator[Any], name: Any) -> Iterator[tuple[Any, Any]]:
-    """(shard, what its task gave or the `KilledWorker`), a few tasks a worker at a time, so that a long list costs no
-    memory. Raises `FramepoolError` where a task fails otherwise, or the scheduler is gone."""
-    open_: dict[Any, Any] = {}
-    running: Any = as_completed(raise_errors=False)  # type: ignore[no-untyped-call]
-
-    def send() -> None:
-        workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
-        while len(open_) < (1 + WAITING) * workers and (shard := next(shards, None)) is not None:
-            future = client.submit(_task, *call(shard), key=f"{name(shard)}-{os.getpid()}", pure=False)
-            open_[future] = shard
-            running.add(future)
-
-    try:
-        send()
-        while open_:
-            future = next(running)
-            shard = open_.pop(future)
-            if future.status not in ("finished", "error"):
-                raise FramepoolError("the scheduler is gone", got=future.status, fix=AGAIN)
-            error = future.exception() if future.status == "error" else None
-            if error is not None and not isinstance(error, KilledWorker):
-                raise error
-            found = future.result() if error is None else error
-            if isinstance(found, Failed):
-                raise FramepoolError("a worker failed", got=found.what, fix="the same command goes on")
-            yield shard, found
-            future.release()
-            send()
-    finally:
-        with suppress(Exception):  # of a scheduler that is gone
-            client.cancel(list(open_), force=True)
 
 
 def _extract(dataset: str, token: str, extractors: Sequence[str], split: str | None, shard: int, threads: int) -> Any:
@@ -240,7 +189,7 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
         return _extract, plan.dataset, token, names, split, shard, threads
 
     dead = []
-    for shard, found in _in_waves(client, call, iter(shards), lambda shard: f"extract-{plan.dataset}-{shard}"):
+    for shard, found in in_waves(client, call, iter(shards), lambda shard: f"extract-{plan.dataset}-{shard}"):
         if isinstance(found, KilledWorker):
             dead.append(shard)
         else:
