@@ -164,7 +164,7 @@ def job(spec: dict[str, Any]) -> dict[str, Any]:
     task = task_of(spec)
     if spec["what"] == "whole":
         return {"rows": shard.extract_shard(task, workers=CORES).rows}
-    stage = shard.Stage.of(task)
+    stage = shard.stage_of(task)
     if spec["what"] == "decoding":
         first = stage.first.job
         work = [(path, first) for path in repeated(spec["videos"], max(1.0, 8 * CORES / len(spec["videos"])))]

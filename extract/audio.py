@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import av
@@ -24,6 +23,7 @@ from av.audio.stream import AudioStream
 
 from extract.config import Limits
 from extract.media import MOST_LOST, MediaError, opened
+from extract.span import Media
 
 RATE_HZ: Final = 16_000
 JITTER_S: Final = 0.05  # between what a packet's time says and where its sound comes to stand: not worth a hole
@@ -43,13 +43,13 @@ class Heard:
     first_error: str = ""
 
 
-def duration_s(path: Path, limits: Limits) -> float:
+def duration_s(path: Media, limits: Limits) -> float:
     """What the header says of the sound's length. Raises `MediaError`."""
     with opened(path, limits.max_pixels) as container:
         return _promised_s(container, _tracks(container)[0])
 
 
-def decode_audio(path: Path, limits: Limits, heard: Heard) -> Iterator[Sound]:
+def decode_audio(path: Media, limits: Limits, heard: Heard) -> Iterator[Sound]:
     """Blocks (n,) of the sound. Damaged packets are passed over and counted.
 
     Raises `MediaError`: ``no_audio`` where no track gives a sample, ``too_large`` over the limit of duration, and what

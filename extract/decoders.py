@@ -22,7 +22,7 @@ import sys
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,14 +30,14 @@ from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.shared_memory import SharedMemory
 from multiprocessing.synchronize import Semaphore
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import psutil
 from threadpoolctl import threadpool_limits
 
-from extract.samples import AnyJob, Array, samples
+from extract.samples import AnyJob, Array, Told, parts
+from extract.span import Media
 from features.outcome import Outcome
 
 RING_BYTES = 8 << 20  # of all decoders together: enough that none waits, little enough not to count
@@ -48,12 +48,13 @@ TOLD_TOGETHER = 8  # rows a message
 
 @dataclass(frozen=True)
 class Row:
-    """One sample of a job. `sample` is a view that holds until the next item is asked for."""
+    """One sample of a job. `sample` is a view that holds until the next item is asked for; `part` is its window."""
 
     video: int
     time_us: int
     sample: Array
     job: int = 0
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,11 @@ class End:
     video: int
     outcome: Outcome
     job: int = 0
+    duration_us: int = 0  # 0: not known
 
 
-Told = tuple[list[tuple[int, int, int]], list[tuple[int, Outcome]], bool]  # (slot, time_us, job) ..., ends, is it all
+# (slot, time_us, job, window) ..., ends, the duration when it is all
+Message = tuple[list[tuple[int, int, int, int]], list[tuple[int, Outcome]], int | None]
 
 
 class _Worker:
@@ -97,31 +100,30 @@ class _Worker:
 class Decoders:
     """Iterate over the rows and ends of `paths` (number of the video -> file), in ascending order of their numbers.
 
-    `wanted` says which of the `jobs` want a video; without it all do.
+    `wanted` says which of the `jobs` want a video; without it all do. `read` gives those of any other videos, as often
+    as it is asked.
     """
 
     def __init__(
         self,
         jobs: Sequence[AnyJob],
-        paths: Mapping[int, Path],
+        paths: Mapping[int, Media],
         workers: int,
         wanted: Mapping[int, Collection[int]] | None = None,
     ) -> None:
-        self.jobs, self.paths = tuple(jobs), dict(sorted(paths.items()))
-        self.wanted = wanted or dict.fromkeys(self.paths, range(len(jobs)))
+        self.jobs, self.paths, self.wanted = tuple(jobs), dict(sorted(paths.items())), wanted
         self.timeout_s = max(job.limits.timeout_s for job in jobs)
         self._slots = max(2, RING_BYTES // max(1, workers) // _slot_bytes(jobs))
-        self._todo = deque(self.paths)
+        self._todo: Iterator[tuple[int, Media]] = iter(())
+        self._given: deque[tuple[int, Media]] = deque()  # in the order of the list
         self._tries: dict[int, int] = {}
-        self._count = max(1, min(workers, len(self.paths)))
+        self._count = max(1, min(workers, len(paths)) if paths else workers)
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Self:
         try:
             for _ in range(self._count):
                 self._workers.append(_Worker(self.jobs, self._slots))
-            for worker in self._workers * AHEAD:
-                self._feed(worker)
         except BaseException:
             self.__exit__()
             raise
@@ -133,12 +135,23 @@ class Decoders:
         self._workers = []
 
     def __iter__(self) -> Iterator[Row | End]:
-        for video in self.paths:
+        return self.read(self.paths.items())
+
+    def read(self, videos: Iterable[tuple[int, Media]]) -> Iterator[Row | End]:
+        """The rows and ends of `videos`, whose numbers differ, in their order; no more of them are asked for than are
+        being decoded. To be read to its end."""
+        self._todo = iter(videos)
+        for worker in self._workers * AHEAD:
+            self._feed(worker)
+        while self._given:
+            video, _ = self._given[0]
             yield from self._video(video)
+            self._given.popleft()
+            self._tries.pop(video, None)
 
     def _video(self, video: int) -> Iterator[Row | End]:
         given, at = Counter[int](), Counter[int]()  # rows that a first try has already given are not given twice
-        open_ = dict.fromkeys(self.wanted[video])  # jobs that have not ended
+        open_ = dict.fromkeys(self._wanted(video))  # jobs that have not ended
         waited_s = 0.0
         worker = next(w for w in self._workers if w.videos and w.videos[0] == video)
         while True:
@@ -146,7 +159,7 @@ class Decoders:
             ready = worker.pipe.poll(max(0.0, self.timeout_s - waited_s))
             waited_s += time.monotonic() - start
             try:
-                told: Told | None = worker.pipe.recv() if ready else None
+                told: Message | None = worker.pipe.recv() if ready else None
             except (EOFError, OSError):  # the pipe ends between two messages, or inside one
                 worker.process.join(5)
                 code = worker.process.exitcode
@@ -164,21 +177,21 @@ class Decoders:
                 reason = f"no frame for {self.timeout_s:.0f} s"
                 yield from (End(video, Outcome(outcome="timeout", reason=reason), job) for job in open_)
                 return
-            rows, ends, is_all = told
-            for slot, time_us, job in rows:
+            rows, ends, duration_us = told
+            for slot, time_us, job, part in rows:
                 at[job] += 1
                 if at[job] > given[job]:
                     given[job] += 1
-                    yield Row(video, time_us, worker.places[job][slot], job)
+                    yield Row(video, time_us, worker.places[job][slot], job, part)
                 worker.free.release()
-            if is_all:
+            if duration_us is not None:
                 worker.videos.popleft()
                 self._feed(worker)
             for job, outcome in ends:
                 if job in open_:
                     del open_[job]
-                    yield End(video, outcome, job)
-            if is_all:
+                    yield End(video, outcome, job, duration_us or 0)
+            if duration_us is not None:
                 return
 
     def _replace(self, worker: _Worker, again: bool) -> _Worker:
@@ -195,13 +208,18 @@ class Decoders:
         return fresh
 
     def _feed(self, worker: _Worker) -> None:
-        if self._todo:
-            self._send(worker, self._todo.popleft())
+        if (item := next(self._todo, None)) is not None:
+            self._given.append(item)
+            self._send(worker, item[0])
 
     def _send(self, worker: _Worker, video: int) -> None:
         worker.videos.append(video)
+        path = next(path for number, path in self._given if number == video)
         with suppress(OSError):  # it died while idle: reading its pipe will say so
-            worker.pipe.send((self.paths[video], tuple(self.wanted[video])))
+            worker.pipe.send((path, tuple(self._wanted(video))))
+
+    def _wanted(self, video: int) -> Collection[int]:
+        return range(len(self.jobs)) if self.wanted is None else self.wanted[video]
 
 
 def _slot_bytes(jobs: Sequence[AnyJob]) -> int:
@@ -233,27 +251,28 @@ def _decode_videos(
             path, wanted = pipe.recv()
         except EOFError:
             return
-        rows: list[tuple[int, int, int]] = []  # (slot, time_us, job) of rows that are in the ring and not yet told of
+        rows: list[tuple[int, int, int, int]] = []  # of those that are in the ring and not yet told of
         ends: list[tuple[int, Outcome]] = []
+        told = Told()
         try:
-            for job, item in samples(path, {n: jobs[n] for n in wanted}):
+            for job, part, item in parts(path, {n: jobs[n] for n in wanted}, told):
                 if isinstance(item, Outcome):
                     ends.append((job, item))
                     continue
                 if len(rows) == TOLD_TOGETHER:
-                    pipe.send((rows, [], False))
+                    pipe.send((rows, [], None))
                     rows = []
                     gc.collect()  # a PyAV frame that was asked for its side data is in a circle, with its picture
                 if not free.acquire(block=False):
-                    pipe.send((rows, [], False))
+                    pipe.send((rows, [], None))
                     rows = []
                     free.acquire()
                 places[job][slot][...] = item[1]
-                rows.append((slot, item[0], job))
+                rows.append((slot, item[0], job, part))
                 slot = (slot + 1) % slots
         except MemoryError:
             os._exit(errno.ENOMEM)
-        pipe.send((rows, ends, True))
+        pipe.send((rows, ends, told.duration_us))
         gc.collect()
 
 

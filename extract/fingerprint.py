@@ -11,7 +11,9 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from extract.span import Media, Span
 from features.recipe import digest
 
 
@@ -28,16 +30,22 @@ def list_digest(items: Sequence[Item], root: Path) -> str:
     return digest([[i.id, i.path, fingerprint(root / i.path) if i.path else ""] for i in items])
 
 
-def fingerprint(path: Path) -> str:
+def fingerprint(path: Media) -> str:
     """Tells a replaced file from the old one, wherever it is copied: size, and sha256 of its first and last 64 KiB."""
-    end = 1 << 16
     try:
+        if isinstance(path, Span):
+            with path.stream() as part:
+                return _of_ends(part, path.size)
         if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for its writer
             return "not a regular file"
         with path.open("rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            head = stream.read(end)
-            stream.seek(max(len(head), size - end))
-            return f"{size}-{hashlib.sha256(head + stream.read(end)).hexdigest()[:16]}"
+            return _of_ends(stream, os.fstat(stream.fileno()).st_size)
     except OSError as error:
         return f"unreadable: {error.strerror}"
+
+
+def _of_ends(stream: Any, size: int) -> str:
+    end = 1 << 16
+    head = stream.read(end)
+    stream.seek(max(len(head), size - end))
+    return f"{size}-{hashlib.sha256(head + stream.read(end)).hexdigest()[:16]}"

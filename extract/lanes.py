@@ -12,9 +12,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from extract.decoders import End, Row
 from extract.progress import Progress
 from extract.samples import Array
 from features.journal import INDEX, Journal
+
+PLACE: Final = np.dtype([*INDEX.descr, ("part", "<i4")])  # of a row: the window too
 
 
 class Engine(Protocol):
@@ -52,7 +54,7 @@ class Plain:
 
 @dataclass
 class Batch:
-    """Consecutive samples, what video and time each is of, and the videos that are finished once these are rows."""
+    """Consecutive samples, what video, time and window each is of, and the videos that end once these are rows."""
 
     samples: Array
     index: Any
@@ -103,7 +105,7 @@ class Lane:
             self._here[item.video] -= 1
             return
         batch.samples[batch.filled] = item.sample[self._cut] if self._cut else item.sample
-        batch.index[batch.filled] = (item.video, item.time_us)
+        batch.index[batch.filled] = (item.video, item.time_us, item.part)
         batch.filled += 1
         if batch.filled == self._size:
             self._send()
@@ -117,7 +119,7 @@ class Lane:
         self._sink.flush()
 
     def _fresh(self) -> Batch:
-        return Batch(np.empty((self._size, *self._shape), self._dtype), np.zeros(self._size, INDEX))
+        return Batch(np.empty((self._size, *self._shape), self._dtype), np.zeros(self._size, PLACE))
 
     def _send(self) -> None:
         batch, self._batch = self._batch, self._fresh()
@@ -150,13 +152,42 @@ class PassOn:
         self._lane = lane
 
     def put(self, batch: Batch, rows: Array) -> None:
-        for (video, time_us), row in zip(batch.index[: len(rows)].tolist(), rows, strict=True):
-            self._lane.push(Row(video, time_us, row))
+        for (video, time_us, part), row in zip(batch.index[: len(rows)].tolist(), rows, strict=True):
+            self._lane.push(Row(video, time_us, row, 0, part))
         for end in batch.ends:
             self._lane.push(end)
 
     def flush(self) -> None:
         self._lane.flush()
+
+
+class Fan:
+    """Several sinks that get the same rows."""
+
+    def __init__(self, sinks: Sequence[Sink]) -> None:
+        self._sinks = tuple(sinks)
+
+    def put(self, batch: Batch, rows: Array) -> None:
+        for sink in self._sinks:
+            sink.put(batch, rows)
+
+    def flush(self) -> None:
+        for sink in self._sinks:
+            sink.flush()
+
+
+def stored(rows: Array, dtype: np.dtype[Any]) -> tuple[Array, list[int]]:
+    """(n, *D) as a store of this type keeps them, and the numbers of the rows that it must not keep."""
+    if rows.dtype.kind != "f":
+        return rows, []
+    with np.errstate(over="ignore"):
+        rows = rows.astype(dtype)  # overflow becomes inf, and is refused here
+    return rows, np.flatnonzero(~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))).tolist()
+
+
+def not_finite(time_us: int) -> str:
+    """Why a video's rows are not kept."""
+    return f"non-finite feature at {time_us / 1e6:.3f} s"
 
 
 class Writer:
@@ -195,14 +226,15 @@ class Writer:
                     self._error = error
 
     def _write(self, batch: Batch, rows: Array) -> None:
-        index = batch.index[: len(rows)]
-        if rows.dtype.kind == "f":
-            with np.errstate(over="ignore"):
-                rows = rows.astype(self._journal.dtype)  # overflow becomes inf, and is refused here
-            for row in np.flatnonzero(~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))):
-                name = f"video {index['video'][row]}"
-                if name not in self._journal.notes:
-                    self._journal.note(name, f"non-finite feature at {index['time_us'][row] / 1e6:.3f} s")
+        places = batch.index[: len(rows)]
+        rows, bad = stored(rows, self._journal.dtype)
+        for row in bad:
+            name = f"video {places['video'][row]}"
+            if name not in self._journal.notes:
+                self._journal.note(name, not_finite(places["time_us"][row]))
+        index = np.zeros(len(places), INDEX)
+        for field_ in INDEX.names or ():
+            index[field_] = places[field_]
         if len(rows):
             self._journal.append_rows(rows, index)
         for end in batch.ends:

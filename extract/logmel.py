@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import cache
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy.typing as npt
 from extract.audio import RATE_HZ, Heard, Sound, decode_audio
 from extract.config import Limits
 from extract.media import MediaError
+from extract.span import Media
 from features.outcome import Outcome
 
 WINDOW, HOP, FFT = 400, 160, 512  # samples
@@ -33,10 +33,13 @@ Patch = npt.NDArray[np.float32]  # (96, 64)
 
 
 def samples(
-    path: Path, limits: Limits, *, hop_s: float = 0.96, offset: float = 0.01
+    path: Media, limits: Limits, *, hop_s: float = 0.96, offset: float = 0.01, heard: Heard | None = None
 ) -> Iterator[tuple[int, Patch] | Outcome]:
-    """(time_us, patch) of each patch of a file, then its outcome; the time is the middle of what the patch covers."""
-    heard, count = Heard(), 0
+    """(time_us, patch) of each patch of a file, then its outcome; the time is the middle of what the patch covers.
+
+    What the decode finds goes into `heard`.
+    """
+    heard, count = heard or Heard(), 0
     try:
         for item in patches(decode_audio(path, limits, heard), heard, hop_s=hop_s, offset=offset):
             count += 1

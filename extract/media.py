@@ -29,7 +29,6 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from heapq import heappop, heappush
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
 
 import av
@@ -43,6 +42,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import Interpolation, VideoReformatter
 
 from extract.config import Limits
+from extract.span import Media, Span
 from features.outcome import Name
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,gif,wav,mp3,flac,aac"
@@ -78,6 +78,12 @@ class Probe:
 
     times_us: npt.NDArray[np.int64]
     promised: int  # frames that the header promises; 0 where it does not say
+    step_us: int = 0  # from one picture to the next, as the header says
+
+    @property
+    def duration_us(self) -> int:
+        """From the first picture to the end of the last."""
+        return int(self.times_us[-1] - self.times_us[0]) + self.step_us if len(self.times_us) else 0
 
 
 @dataclass
@@ -128,7 +134,7 @@ class Scaler:
         return scaled.to_ndarray().astype(np.uint8, copy=False)
 
 
-def probe(path: Path, limits: Limits) -> Probe:
+def probe(path: Media, limits: Limits) -> Probe:
     """Read the header and every packet's time; decodes nothing. Raises `MediaError` for what gives no rows."""
     with opened(path, limits.max_pixels) as container:
         stream = _pictures(container)
@@ -147,11 +153,11 @@ def probe(path: Path, limits: Limits) -> Probe:
                 raise MediaError("too_large", f"{seconds:.0f} s long, limit {limits.max_duration_s:.0f} s")
             if len(times) > limits.max_frames:
                 raise MediaError("too_large", f"more than {limits.max_frames} frames")
-        return Probe(np.sort(np.array(times, dtype=np.int64)), _promised(container, stream))
+        return Probe(np.sort(np.array(times, dtype=np.int64)), _promised(container, stream), step_us)
 
 
 def decode(
-    path: Path, limits: Limits, found: Decoded, hardware: Literal["cuda"] | None = None
+    path: Media, limits: Limits, found: Decoded, hardware: Literal["cuda"] | None = None
 ) -> Iterator[tuple[int, int, VideoFrame]]:
     """Decode every frame in display order; yield (number, time_us, frame as coded), and fill `found`.
 
@@ -172,28 +178,19 @@ def decode(
 
 
 def opened(
-    path: Path, max_pixels: int = 4096 * 2304, hardware: Literal["cuda"] | None = None
+    path: Media, max_pixels: int = 4096 * 2304, hardware: Literal["cuda"] | None = None
 ) -> av.container.InputContainer:
-    """Open `path` for reading; the one call of `av.open`. Raises `MediaError`.
+    """Open `path` for reading; the one road to `av.open`. Raises `MediaError`.
 
     Finding out about streams can decode the first pictures; `max_pixels` bounds them. A FIFO blocks until somebody
     writes to it.
     """
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        raise MediaError("undecodable", f"cannot be read: {getattr(error, 'strerror', error)}") from None
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISFIFO(status.st_mode):
-        raise MediaError("refused", "not a regular file")
-    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
-        raise MediaError("undecodable", "empty file")
-    # The explicit protocol keeps a name such as `pipe:0` or `concat:a|b` a plain file name.
-    name, options = f"file:{path}", {**ONLY, "max_pixels": _coded(max_pixels)}
+    options = {**ONLY, "max_pixels": _coded(max_pixels)}
     if hardware:
         with suppress(av.error.FFmpegError):  # no such device here, or no media: then that is said below
-            return av.open(name, options=options, metadata_errors="replace", hwaccel=HWAccel(hardware))
+            return _opened(path, options, HWAccel(hardware))
     try:
-        return av.open(name, options=options, metadata_errors="replace")
+        return _opened(path, options)
     except av.error.InvalidDataError:
         raise MediaError("undecodable", "not media, or its header is broken") from None
     except av.error.ArgumentError:  # how FFmpeg says that a format is not on the whitelist
@@ -255,6 +252,27 @@ def _camera(source: str, limits: Limits) -> Iterator[tuple[int, VideoFrame]]:
             yield round((time.monotonic() - start) * 1e6), VideoFrame.from_ndarray(got[1], format="bgr24")
     finally:
         camera.release()
+
+
+def _opened(media: Media, options: dict[str, str], hwaccel: HWAccel | None = None) -> av.container.InputContainer:
+    named = _named(media)
+    container: av.container.InputContainer = av.open(named, options=options, metadata_errors="replace", hwaccel=hwaccel)
+    return container
+
+
+def _named(media: Media) -> Any:
+    """What FFmpeg opens, once it is known to be a file with something in it."""
+    path, part = (media.path, media.size) if isinstance(media, Span) else (media, None)
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and (part is not None or not stat.S_ISFIFO(status.st_mode)):
+            raise MediaError("refused", "not a regular file")
+        if stat.S_ISREG(status.st_mode) and (status.st_size if part is None else part) == 0:
+            raise MediaError("undecodable", "empty file")
+        # The explicit protocol keeps a name such as `pipe:0` or `concat:a|b` a plain file name.
+        return media.stream() if isinstance(media, Span) else f"file:{media}"
+    except (OSError, ValueError) as error:
+        raise MediaError("undecodable", f"cannot be read: {getattr(error, 'strerror', error)}") from None
 
 
 def _pictures(container: av.container.InputContainer) -> av.VideoStream:

@@ -8,9 +8,9 @@ from typing import TextIO
 
 
 class Progress:
-    """Counts `total` videos, `done` of them finished before this process began."""
+    """Counts `total` videos (None: nobody knows), `done` of them finished before this process began."""
 
-    def __init__(self, name: str, total: int, done: int, stream: TextIO | None = None) -> None:
+    def __init__(self, name: str, total: int | None, done: int, stream: TextIO | None = None) -> None:
         self.name, self.total, self.already = name, total, done
         self.videos, self.rows = done, 0
         self._stream = stream or sys.stderr
@@ -35,7 +35,8 @@ class Progress:
     def _print(self, now: float) -> None:
         seconds = max(now - self._start, 1e-6)
         rate = (self.videos - self.already) / seconds
-        left = f"{(self.total - self.videos) / rate:.0f} s left" if rate > 0 else "? s left"
-        speed = f"{rate:.1f} videos/s, {self.rows / seconds:.0f} frames/s"
-        text = f"{self.name}: {self.videos}/{self.total} videos, {speed}, {left}"
+        text = f"{self.name}: {self.videos}{'' if self.total is None else f'/{self.total}'} videos, {rate:.1f} videos/s"
+        text += f", {self.rows / seconds:.0f} frames/s" if self.rows else ""
+        if self.total is not None:
+            text += f", {(self.total - self.videos) / rate:.0f} s left" if rate > 0 else ", ? s left"
         print(f"\r{text:<79}" if self._live else text, end="" if self._live else "\n", file=self._stream, flush=True)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -20,9 +19,10 @@ import numpy.typing as npt
 from av.video.frame import VideoFrame
 
 from extract.config import CENTRE, AnyExtractor, FromVideo, Limits, Logmel, Tvl1, View, snippet
-from extract.media import Decoded, MediaError, Scaler, decode, probe
-from extract.sampling import rows
+from extract.media import Decoded, MediaError, Probe, Scaler, decode, probe
+from extract.sampling import Window, rows
 from extract.samplings import Every, Sampling, Segments, Spread, Uniform
+from extract.span import Media
 from features.outcome import Outcome
 
 Array = npt.NDArray[Any]
@@ -45,6 +45,7 @@ class Job:
     gray: bool = False
     hardware: Hardware = None
     views: tuple[View, ...] = CENTRE
+    window: Window | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -73,6 +74,7 @@ class SoundJob:
     hop_s: float
     offset: float
     limits: Limits
+    window: Window | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,28 +98,45 @@ def job_of(config: AnyExtractor, transform: Mapping[str, Any]) -> AnyJob:
     raise TypeError(f"{config.kind} reads no video")
 
 
-def samples(path: Path, jobs: Mapping[int, AnyJob]) -> Iterator[tuple[int, Item]]:
+@dataclass
+class Told:
+    """What a decode finds of a whole video; filled while it runs. `start_us` is where windows begin."""
+
+    start_us: int | None = None
+    duration_us: int = 0
+
+
+def samples(path: Media, jobs: Mapping[int, AnyJob]) -> Iterator[tuple[int, Item]]:
     """(job, item) of one video for all the jobs. Runs in the caller's process."""
+    for number, _, item in parts(path, jobs, Told()):
+        yield number, item
+
+
+def parts(path: Media, jobs: Mapping[int, AnyJob], told: Told) -> Iterator[tuple[int, int, Item]]:
+    """(job, window, item) of one video for all the jobs; the window is 0 where they have none. A window of pictures has
+    the rows of a clip that is cut there; of sound the patches whose middle is in it."""
     seen = {n: job for n, job in jobs.items() if isinstance(job, Job)}
     for group in {(job.limits, job.hardware): None for job in seen.values()}:
-        yield from _seen(path, {n: job for n, job in seen.items() if (job.limits, job.hardware) == group}, *group)
+        of_group = {n: job for n, job in seen.items() if (job.limits, job.hardware) == group}
+        yield from _seen(path, of_group, *group, told)
     for number, job in jobs.items():
         if isinstance(job, SoundJob):
-            from extract.logmel import samples as heard
-
-            for item in heard(path, job.limits, hop_s=job.hop_s, offset=job.offset):
-                yield number, item
+            yield from _heard(path, number, job, told)
 
 
-def _seen(path: Path, jobs: Mapping[int, Job], limits: Limits, hardware: Hardware) -> Iterator[tuple[int, Item]]:
+def _seen(
+    path: Media, jobs: Mapping[int, Job], limits: Limits, hardware: Hardware, told: Told
+) -> Iterator[tuple[int, int, Item]]:
     counts, found = Counter[int](), Decoded()
     try:
         video = probe(path, limits)
-        choices = {n: _Choice.of(job, video.times_us) for n, job in jobs.items()}
-        for number, row in _pass(path, choices, limits, hardware, found):
+        if told.start_us is None and len(video.times_us):
+            told.start_us, told.duration_us = int(video.times_us[0]), video.duration_us
+        choices = {n: _choice(job, video) for n, job in jobs.items()}
+        for number, part, row in _pass(path, choices, limits, hardware, found):
             counts[number] += 1
-            yield number, row
-        late = {n: choice for n, choice in choices.items() if choice.late}
+            yield number, part, row
+        late = {n: choice for n, choice in choices.items() if isinstance(choice, _Choice) and choice.late}
         if late and len(found.times_us) != len(video.times_us):  # fewer pictures than packets, or more: choose again
             late = {n: _Choice.of(jobs[n], np.array(found.times_us, dtype=np.int64)) for n in late}
             for _ in _pass(path, late, limits, hardware, Decoded()):
@@ -125,12 +144,32 @@ def _seen(path: Path, jobs: Mapping[int, Job], limits: Limits, hardware: Hardwar
         for number, choice in late.items():
             for row in choice.rows():
                 counts[number] += 1
-                yield number, row
+                yield number, 0, row
         for number in jobs:
-            yield number, _outcome(limits, video.promised, len(video.times_us), found, counts[number])
+            yield number, 0, _outcome(limits, video.promised, len(video.times_us), found, counts[number])
     except MediaError as error:
         for number in jobs:
-            yield number, Outcome(outcome=error.outcome, reason=error.reason, decoded=len(found.times_us))
+            yield number, 0, Outcome(outcome=error.outcome, reason=error.reason, decoded=len(found.times_us))
+
+
+def _heard(path: Media, number: int, job: SoundJob, told: Told) -> Iterator[tuple[int, int, Item]]:
+    from extract.audio import RATE_HZ, Heard
+    from extract.logmel import samples as patches
+
+    heard, count, pictured = Heard(), 0, told.start_us is not None
+    for item in patches(path, job.limits, hop_s=job.hop_s, offset=job.offset, heard=heard):
+        if isinstance(item, Outcome):
+            if not pictured:
+                told.start_us, told.duration_us = heard.start_us, round(1e6 * heard.samples / RATE_HZ)
+            yield number, 0, replace(item, rows=count if item.rows else 0)
+        elif job.window is None:
+            count += 1
+            yield number, 0, item
+        else:
+            at_us = item[0] - (told.start_us if told.start_us is not None and pictured else heard.start_us)
+            for part in job.window.holding(at_us, told.duration_us if pictured else None):
+                count += 1
+                yield number, part, item
 
 
 @dataclass
@@ -153,10 +192,9 @@ class _Choice:
     def of(cls, job: Job, times_us: npt.NDArray[np.int64]) -> Self:
         wanted = rows(job.sampling, times_us, job.frames, job.stride)
         single = isinstance(job.sampling, Every) and job.frames == 1
-        scale = Scaler(job.resize_px, job.crop_px, job.interpolation, "gray" if job.gray else "rgb24")
         return cls(
             job=job,
-            scale=scale,
+            scale=_scaler(job),
             late=isinstance(job.sampling, Uniform | Segments | Spread),
             every=job.sampling.k if single else 0,  # type: ignore[union-attr]
             waiting=deque([] if single else wanted.tolist()),
@@ -166,16 +204,17 @@ class _Choice:
     def wants(self, number: int) -> bool:
         return number % self.every == 0 if self.every else number in self.uses
 
-    def add(self, number: int, time_us: int, image: Array) -> Iterator[tuple[int, Array]]:
-        """Take a frame; gives the rows that it completes."""
+    def add(self, number: int, time_us: int, image: Array) -> Iterator[tuple[int, tuple[int, Array]]]:
+        """Take a frame; gives the rows that it completes, with window 0."""
         if self.every:
             for view in self.job.views:
-                yield time_us, seen(image, self.job.crop_px, view)
+                yield 0, (time_us, seen(image, self.job.crop_px, view))
             return
         self.images[number] = time_us, image
         while not self.late and self.waiting and max(self.waiting[0]) <= number:
             row = self.waiting.popleft()
-            yield from self._row(row)
+            for found in self._row(row):
+                yield 0, found
             self.uses.subtract(row)
             for n in set(row):
                 if self.uses[n] == 0:
@@ -205,19 +244,62 @@ def seen(image: Array, crop_px: int, view: View) -> Array:
     return cut[:, ::-1] if mirrored else cut
 
 
+@dataclass
+class _Windows:
+    """The choices of all windows; those are at work that hold the frame that is being decoded. What was said of a
+    window's frames before decoding stands, so that a window leaves with its last frame."""
+
+    job: Job
+    scale: Scaler
+    times_us: npt.NDArray[np.int64]
+    waiting: Iterator[tuple[int, int, int]]  # (window, its first frame, the one after its last)
+    next: tuple[int, int, int] | None = None
+    open: list[tuple[int, int, int, _Choice]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, job: Job, window: Window, video: Probe) -> Self:
+        spans = window.frames(video.times_us, video.duration_us)
+        own = cls(job, _scaler(job), video.times_us, iter(spans))
+        own.next = next(own.waiting, None)
+        return own
+
+    def wants(self, number: int) -> bool:
+        while self.next is not None and self.next[1] <= number:
+            part, first, last = self.next
+            choice = replace(_Choice.of(replace(self.job, window=None), self.times_us[first:last]), late=False)
+            self.open.append((part, first, last, choice))
+            self.next = next(self.waiting, None)
+        self.open = [one for one in self.open if number < one[2]]
+        return any(choice.wants(number - first) for _, first, _, choice in self.open)
+
+    def add(self, number: int, time_us: int, image: Array) -> Iterator[tuple[int, tuple[int, Array]]]:
+        for part, first, _, choice in self.open:
+            if choice.wants(number - first):
+                for row in choice.add(number - first, time_us, image):
+                    yield part, row[1]  # in its own counting it is window 0
+
+
+def _choice(job: Job, video: Probe) -> _Choice | _Windows:
+    return _Choice.of(job, video.times_us) if job.window is None else _Windows.of(job, job.window, video)
+
+
+def _scaler(job: Job) -> Scaler:
+    return Scaler(job.resize_px, job.crop_px, job.interpolation, "gray" if job.gray else "rgb24")
+
+
 def _pass(
-    path: Path, choices: Mapping[int, _Choice], limits: Limits, hardware: Hardware, found: Decoded
-) -> Iterator[tuple[int, tuple[int, Array]]]:
+    path: Media, choices: Mapping[int, _Choice | _Windows], limits: Limits, hardware: Hardware, found: Decoded
+) -> Iterator[tuple[int, int, tuple[int, Array]]]:
     """Decode once; every frame is scaled once for all the jobs that see it the same way."""
     for number, time_us, frame in decode(path, limits, found, hardware):
         done: dict[tuple[Any, ...], Array] = {}
         for n, choice in choices.items():
             if choice.wants(number):
-                for row in choice.add(number, time_us, _scaled(frame, choice, done)):
-                    yield n, row
+                for part, row in choice.add(number, time_us, _scaled(frame, choice, done)):
+                    yield n, part, row
 
 
-def _scaled(frame: VideoFrame, choice: _Choice, done: dict[tuple[Any, ...], Array]) -> Array:
+def _scaled(frame: VideoFrame, choice: _Choice | _Windows, done: dict[tuple[Any, ...], Array]) -> Array:
     job = choice.job
     middle = job.views == CENTRE
     key = (job.resize_px, job.crop_px if middle else 0, job.interpolation, job.gray)

@@ -5,6 +5,9 @@ rows(Uniform(n=25), times_us)                    # (25, 1) frame numbers
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,6 +46,32 @@ def rows(
         case Spread():
             starts = np.unique(ends_included(max(room, 1), sampling.n))
     return (starts[:, None] + np.arange(frames) * stride) % total
+
+
+@dataclass(frozen=True)
+class Window:
+    """Parts of an untrimmed video: one of `span_us` begins every `stride_us`, the last of them reaches the end."""
+
+    span_us: int
+    stride_us: int
+
+    def count(self, duration_us: int) -> int:
+        """How many a video has: at least one."""
+        return 1 + max(0, -(-(duration_us - self.span_us) // self.stride_us))
+
+    def frames(self, times_us: npt.NDArray[np.int64], duration_us: int) -> Iterator[tuple[int, int, int]]:
+        """(window, its first frame, the one after its last), for frames that show at `times_us` (F,), ascending."""
+        for number in range(self.count(duration_us) if len(times_us) else 0):
+            start_us = times_us[0] + number * self.stride_us
+            first, last = np.searchsorted(times_us, [start_us, start_us + self.span_us]).tolist()
+            if first < last:
+                yield number, first, last
+
+    def holding(self, at_us: int, duration_us: int | None) -> range:
+        """The windows that hold the moment `at_us` after the start, of those that a video so long has."""
+        first = max(0, (at_us - self.span_us) // self.stride_us + 1)
+        last = at_us // self.stride_us
+        return range(first, min(last + 1, self.count(duration_us)) if duration_us is not None else last + 1)
 
 
 def equal_intervals(total: int, n: int) -> Frames:

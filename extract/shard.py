@@ -13,24 +13,22 @@ makes take the place of decoded ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-import numpy as np
-
 from extract.calibration import Calibration
-from extract.config import AnyExtractor, Frames, FromVideo, Imported, Networked, Tvl1
+from extract.config import AnyExtractor, Networked
 from extract.decoders import Decoders, End, Row
 from extract.fingerprint import Item, list_digest
-from extract.flow import FlowEngine
 from extract.imported import imported
-from extract.lanes import Lane, PassOn, Plain, Writer
+from extract.lanes import Lane, Writer
 from extract.progress import Progress
-from extract.runtime import Compared, Engine, Model, engine, prepare
-from extract.samples import PATCH, AnyJob, Array, job_of
+from extract.runtime import Compared, Engine
+from extract.samples import Array
+from extract.stage import Stage, connect, fill
 from features.atomic import Lock, make_folder
 from features.errors import FramepoolError, UserError
 from features.foreign import Collection
@@ -129,83 +127,31 @@ def _whole(task: Task) -> Manifest | None:
     return whole
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A task with what it leads to: the shape and type of its rows, and its engine when it comes to run."""
+def stage_of(task: Task) -> Stage:
+    """What runs for a task."""
+    before, source, config = None, None, task.config
+    if isinstance(task.source, Task):
+        before = stage_of(task.source)
+    elif task.source is not None:
+        manifest = read_manifest(task.source, task.shard)
+        source = {**manifest.facts, "row_shape": list(manifest.row_shape), "dtype": manifest.dtype}
+    made = task.generator.shape if task.generator is not None else None
+    if task.collection is not None:
+        made = task.collection.row_shape
+    return Stage.of(
+        config,
+        weights=task.weights,
+        cache=task.cache,
+        before=before,
+        source=source,
+        made_shape=made,
+        calibration=_calibration(task),
+    )
 
-    task: Task
-    facts: dict[str, Any]
-    model: Model | None
-    before: Stage | None  # the extractor that it reads and that is not stored
 
-    @classmethod
-    def of(cls, task: Task) -> Stage:
-        before, source, config = None, None, task.config
-        if isinstance(task.source, Task):
-            before = cls.of(task.source)
-            source = before.facts
-        elif task.source is not None:
-            manifest = read_manifest(task.source, task.shard)
-            source = {**manifest.facts, "row_shape": list(manifest.row_shape), "dtype": manifest.dtype}
-        facts: dict[str, Any]
-        model = None
-        if isinstance(config, Networked) and task.weights is not None:
-            shape = None if source is None else tuple(source["row_shape"])
-            model = Model(config, task.weights, shape, _calibration(task))
-            facts = {**prepare(model, task.cache), "dtype": "float16"}
-        elif isinstance(config, FromVideo):
-            job = job_of(config, transform := config.transform.recipe())
-            side = job.shape[-2:] if isinstance(config, Tvl1) else job.shape
-            shape = (*side, 2 * config.pairs) if isinstance(config, Tvl1) else side
-            facts = {"transform": transform, "row_shape": list(shape), "dtype": "uint8"}
-        elif task.generator is not None and isinstance(config, Frames):
-            facts = {"row_shape": list(task.generator.shape), "dtype": "uint8"}
-        elif task.collection is not None and isinstance(config, Imported):
-            facts = {"row_shape": list(task.collection.row_shape), "dtype": config.dtype}
-        else:
-            facts = {"row_shape": list(PATCH), "dtype": "float32"}
-        if source is not None:
-            facts["source"] = source
-        return cls(task, facts, model, before)
-
-    @property
-    def first(self) -> Stage:
-        """The one that reads the video."""
-        return self if self.before is None else self.before.first
-
-    @property
-    def job(self) -> AnyJob:
-        """How a video becomes its samples."""
-        return job_of(self.task.config, self.facts.get("transform", {}))
-
-    @property
-    def input(self) -> tuple[tuple[int, ...], np.dtype[Any], int | None]:
-        """Shape, type and crop of what its engine reads."""
-        if self.model is not None and (source := self.facts.get("source")):
-            shape, crop = tuple(source["row_shape"]), self.facts["transform"].get("crop")
-            return shape, np.dtype(source["dtype"]), crop
-        if isinstance(self.task.config, Frames):
-            return tuple(self.facts["row_shape"]), np.dtype(np.uint8), None
-        if isinstance(self.task.config, Imported):  # the writer rounds
-            return tuple(self.facts["row_shape"]), np.dtype(self.facts["dtype"].replace("16", "32")), None
-        return self.job.shape, self.job.dtype, None
-
-    def engine(self, threads: int, precision: str | None = None) -> Engine:
-        """What makes rows of samples; in another `precision` than the config's where one is given."""
-        config = self.task.config
-        if self.model is not None:
-            return engine(self.model, self.facts, self.task.cache, threads=threads, precision=precision)
-        if isinstance(config, Tvl1):
-            return FlowEngine(config.backend, config.bound_px, device=config.device, threads=threads)
-        return Plain()
-
-    @property
-    def batch(self) -> int:
-        """Rows that go through the engine together."""
-        config = self.task.config
-        if isinstance(config, Networked):
-            return config.batch
-        return max(1, min(32, (8 << 20) // int(np.prod(self.facts["row_shape"]))))
+def _generator(task: Task) -> Generator | None:
+    """Of the frames that it reads, itself or through what is not stored."""
+    return _generator(task.source) if isinstance(task.source, Task) else task.generator
 
 
 class _Making:
@@ -213,8 +159,8 @@ class _Making:
 
     def __init__(self, task: Task, workers: int) -> None:
         self.task, self.workers = task, workers
-        self.stage = Stage.of(task)
-        facts = {k: v for k, v in self.stage.facts.items() if k not in ("row_shape", "dtype")}
+        self.stage = stage_of(task)
+        facts = self.stage.lasting_facts
         if (other := next((s for s in shards(task.store) if s != task.shard), None)) is not None:
             _same_facts(task, read_manifest(task.store, other).facts, facts)
         self.facts, self.wanted = facts, task.wanted
@@ -230,14 +176,9 @@ class _Making:
     def lane(self, stack: ExitStack) -> Lane:
         """The lane that the samples of its first stage enter."""
         writer = stack.enter_context(Writer(self.journal, self.progress))
-        stage = self.stage
-        lane = stack.enter_context(Lane(self._engine(), stage.batch, *stage.input, writer))
-        lane.skip(self.journal.index()["video"])
-        while stage.before is not None:
-            stage = stage.before
-            lane = Lane(stage.engine(self.workers), stage.batch, *stage.input, PassOn(lane))
-            stack.enter_context(lane)
-        return lane
+        lanes = connect([(self.stage, writer)], self.workers, stack, {self.stage: self._engine()})
+        lanes[self.stage].skip(self.journal.index()["video"])
+        return lanes[self.stage.first]
 
     def _engine(self) -> Engine:
         """On the first batch of a store a reduced precision is compared with fp32, once."""
@@ -279,6 +220,7 @@ def _fill(makings: Sequence[_Making], workers: int) -> None:
     source = makings[0].task.source
     with ExitStack() as stack:
         lanes = [making.lane(stack) for making in makings]
+        decoded: Iterable[Row | End] = ()
         if isinstance(source, Path):
             _from_store(source, makings[0], lanes[0])
         elif (collection := makings[0].task.collection) is not None:
@@ -288,7 +230,7 @@ def _fill(makings: Sequence[_Making], workers: int) -> None:
             for n, making in enumerate(makings):
                 for video in making.missing:
                     wanted.setdefault(video, []).append(n)
-            generator = makings[0].stage.first.task.generator
+            generator = _generator(makings[0].task)
             for video in sorted(wanted) if generator is not None else ():
                 for n in wanted[video]:
                     _generated(generator, video, items[video].id, lanes[n])  # type: ignore[arg-type]
@@ -299,10 +241,9 @@ def _fill(makings: Sequence[_Making], workers: int) -> None:
             if wanted and generator is None:
                 paths = {v: root / items[v].path for v in wanted}
                 jobs = [making.stage.first.job for making in makings]
-                for item in stack.enter_context(Decoders(jobs, paths, workers, wanted)):
-                    lanes[item.job].push(item)
-        for lane in lanes:
-            lane.flush()
+                decoded = stack.enter_context(Decoders(jobs, paths, workers, wanted))
+        for _ in fill(lanes, decoded):  # the writers see to the rest
+            pass
     for making in makings:
         making.progress.close()
 

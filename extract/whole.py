@@ -1,146 +1,126 @@
 """Whole videos in memory: the rows of several extractors out of one decoding, rounded as a store rounds them.
 
-The stream of samples runs on from video to video, so batches stay full; memory is bounded by the videos under way.
+The stream of samples runs on from video to video, so batches stay full; what a batch holds does not matter to a row
+beyond rounding. Memory is bounded by the videos under way.
 Legend: L rows of a video, *D one row.
 
-    with Extraction({"pixels": task}, workers=2) as extraction:
-        for video in extraction.read([(7, Path("a.mp4")), (3, Path("b.mp4"))]):
-            times_us, rows = video.rows["pixels"]                    # (L,), (L,*D)
+    with Extraction({"rgb": stage}, workers=2) as extraction:
+        for video in extraction.read([(0, Path("a.mp4")), (1, span)]):
+            times_us, rows = video.rows["rgb"][0]                    # (L,), (L,*D) of window 0
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from extract.decoders import Decoders, End
-from extract.lanes import Batch, Engine, Lane, PassOn
+from extract.lanes import Batch, Lane, not_finite, stored
 from extract.samples import Array
-from extract.shard import Stage, Task
-from features.outcome import WITH_ROWS, Outcome
+from extract.sampling import Window
+from extract.span import Media
+from extract.stage import Stage, connect, fill
+from features.outcome import Outcome
 
 Rows = tuple[npt.NDArray[np.int64], Array]  # (L,) time_us, (L,*D)
 
 
 @dataclass
 class Video:
-    """A finished video: of each extractor its rows and its outcome."""
+    """A finished video: for each extractor its rows, by window (0 where there are none), and its outcome."""
 
     number: int
-    rows: dict[str, Rows] = field(default_factory=dict)
+    rows: dict[str, dict[int, Rows]] = field(default_factory=dict)
     outcomes: dict[str, Outcome] = field(default_factory=dict)
+    duration_us: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return sum(rows.nbytes for windows in self.rows.values() for _, rows in windows.values())
 
 
 class Extraction:
-    """Runs `tasks`, by any names, for as many `read`s as are wanted, one after the other. Of a task only what makes its
-    rows counts, and neither its items nor its shard; all lead back to the video."""
+    """Runs `stages`, by any names, for as many `read`s as are wanted. Not for two threads at once."""
 
-    def __init__(self, tasks: Mapping[str, Task], workers: int) -> None:
-        self.stages = {name: Stage.of(task) for name, task in tasks.items()}
-        self._workers = workers
+    def __init__(self, stages: Mapping[str, Stage], workers: int, window: Window | None = None) -> None:
+        self._stages, self._workers, self._window = dict(stages), workers, window
         self._stack = ExitStack()
-        self._engines: dict[str, list[Engine]] = {}
+        self._ready: deque[Video] = deque()
+        self._open: dict[int, Video] = {}
+        self._pieces: dict[tuple[int, str], dict[int, list[Rows]]] = {}  # of video and extractor, by window
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            for name, last in self.stages.items():
-                stage: Stage | None = last
-                while stage is not None:
-                    engine = stage.engine(self._workers)
-                    stack.callback(engine.close)
-                    self._engines.setdefault(name, []).append(engine)
-                    stage = stage.before
+            ends = [(stage, _Gather(name, stage.dtype, self)) for name, stage in self._stages.items()]
+            built = connect(ends, self._workers, stack)
+            first = [stage for stage in built if stage.before is None]
+            self._lanes: list[Lane] = [built[stage] for stage in first]
+            jobs = [replace(stage.job, window=self._window) for stage in first]
+            self._decoders = stack.enter_context(Decoders(jobs, {}, self._workers))
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def read(self, videos: Iterable[tuple[int, Path]], names: Sequence[str]) -> Iterator[Video]:
-        """Each of `videos` (number, file), one or more, in their order, once the tasks `names` have finished it.
-        Numbers differ."""
-        numbers, paths = zip(*videos, strict=True)
-        gathered = _Gathered(len(names))
-        lanes = [self._lane(name, gathered) for name in names]
-        jobs = [self.stages[name].first.job for name in names]
-        with Decoders(jobs, dict(enumerate(paths)), self._workers) as decoders:
-            for item in decoders:
-                lanes[item.job].push(item)
-                yield from gathered.finished(numbers)
-        for lane in lanes:
-            lane.flush()
-        yield from gathered.finished(numbers)
+    def read(self, videos: Iterable[tuple[int, Media]]) -> Iterator[Video]:
+        """Each of `videos` once it is finished, about in their order. To be read to its end."""
+        for _ in fill(self._lanes, self._decoders.read(videos)):
+            while self._ready:
+                yield self._ready.popleft()
 
-    def _lane(self, name: str, gathered: _Gathered) -> Lane:
-        stage, engines = self.stages[name], self._engines[name]
-        sink = _Sink(name, np.dtype(stage.facts["dtype"]), gathered)
-        lane = Lane(engines[0], stage.batch, *stage.input, sink)
-        for engine in engines[1:]:
-            if stage.before is None:
-                break
-            stage = stage.before
-            lane = Lane(engine, stage.batch, *stage.input, PassOn(lane))
-        return lane
-
-
-class _Gathered:
-    """Videos by their place in what was asked for, until all extractors have ended them."""
-
-    def __init__(self, extractors: int) -> None:
-        self._extractors = extractors
-        self._pieces: dict[tuple[int, str], list[Rows]] = {}
-        self._open: dict[int, Video] = {}
-        self._next = 0
-
-    def add(self, name: str, place: int, rows: Rows) -> None:
+    def add(self, name: str, number: int, part: int, rows: Rows) -> None:
         """Some more rows of a video."""
-        self._pieces.setdefault((place, name), []).append(rows)
+        self._pieces.setdefault((number, name), {}).setdefault(part, []).append(rows)
 
-    def end(self, name: str, end: End, bad: str) -> None:
-        """All rows of a video are here, or are not to be used because of `bad`."""
-        video, outcome = self._open.setdefault(end.video, Video(end.video)), end.outcome
-        if bad:
-            outcome = replace(outcome, outcome="non_finite", reason=bad, rows=0)
-        pieces = self._pieces.pop((end.video, name), [])
-        if pieces and outcome.outcome in WITH_ROWS:
-            times_us, rows = zip(*pieces, strict=True)
-            video.rows[name] = (np.concatenate(times_us), np.concatenate(rows))
+    def end(self, name: str, end: End, why_not: str) -> None:
+        """A video's rows of one extractor are all here, or (`why_not`) are not to be used."""
+        video, outcome = self._of(end.video), end.outcome
+        if why_not:
+            outcome = replace(outcome, outcome="non_finite", reason=why_not, rows=0)
+        pieces = self._pieces.pop((end.video, name), {})
+        if outcome.rows:  # else what came before the end is not to be used
+            video.rows[name] = {part: _joined(pieces[part]) for part in sorted(pieces)}
         video.outcomes[name] = outcome
+        video.duration_us = max(video.duration_us, end.duration_us)
+        if len(video.outcomes) == len(self._stages):
+            self._ready.append(self._open.pop(end.video))
 
-    def finished(self, numbers: tuple[int, ...]) -> Iterator[Video]:
-        """The next videos that are whole, under the numbers that they were asked for by."""
-        while (video := self._open.get(self._next)) is not None and len(video.outcomes) == self._extractors:
-            del self._open[self._next]
-            self._next += 1
-            yield replace(video, number=numbers[video.number])
+    def _of(self, number: int) -> Video:
+        return self._open.setdefault(number, Video(number))
 
 
-class _Sink:
-    """Where a lane's rows are gathered."""
+def _joined(pieces: list[Rows]) -> Rows:
+    times_us, rows = zip(*pieces, strict=True)
+    return np.concatenate(times_us), np.concatenate(rows)
 
-    def __init__(self, name: str, dtype: np.dtype[Any], gathered: _Gathered) -> None:
-        self._name, self._dtype, self._gathered = name, dtype, gathered
+
+class _Gather:
+    """The sink that keeps rows."""
+
+    def __init__(self, name: str, dtype: np.dtype[Any], extraction: Extraction) -> None:
+        self._name, self._dtype, self._extraction = name, dtype, extraction
         self._bad: dict[int, str] = {}
 
     def put(self, batch: Batch, rows: Array) -> None:
         index = batch.index[: len(rows)]
-        if rows.dtype.kind == "f":
-            with np.errstate(over="ignore"):
-                rows = rows.astype(self._dtype)
-            for row in np.flatnonzero(~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))):
-                bad = f"non-finite feature at {index['time_us'][row] / 1e6:.3f} s"
-                self._bad.setdefault(int(index["video"][row]), bad)
-        for piece in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(index["video"])) + 1) if len(rows) else ():
-            times_us = index["time_us"][piece].astype(np.int64)
-            self._gathered.add(self._name, int(index["video"][piece[0]]), (times_us, rows[piece]))
+        rows, bad = stored(rows, self._dtype)
+        for row in bad:
+            self._bad.setdefault(int(index["video"][row]), not_finite(int(index["time_us"][row])))
+        changes = np.flatnonzero((np.diff(index["video"]) != 0) | (np.diff(index["part"]) != 0)) + 1
+        for piece in np.split(np.arange(len(rows)), changes) if len(rows) else ():
+            video, part = int(index["video"][piece[0]]), int(index["part"][piece[0]])
+            own = index["time_us"][piece].astype(np.int64), rows[piece]
+            self._extraction.add(self._name, video, part, own)
         for end in batch.ends:
-            self._gathered.end(self._name, end, self._bad.pop(end.video, ""))
+            self._extraction.end(self._name, end, self._bad.pop(end.video, ""))
 
     def flush(self) -> None:
         """Nothing waits here."""

@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--shard", type=int, metavar="K", help="only this shard; default: all, then their summary")
     sub.add_argument("--split", metavar="K", help="for weights that are trained by split; default: the config's first")
+    _cluster(sub)
     _threads(sub)
     sub = add("gather", "stage_one.gather", "check that a store is complete and that few enough videos failed")
     _dataset(sub)
@@ -84,6 +85,20 @@ def parser() -> argparse.ArgumentParser:
         "--last", type=_positive, metavar="T", help="embeddings that the head sees; default: as in its tests"
     )
     _threads(sub)
+    sub = add("score", "scoring.score", "label the videos of folders, tars and lists; resumes, and scores what is new")
+    sub.add_argument("run_folder", type=Path, metavar="RUN", help="a folder work/DATASET/runs/HEAD-splitK-DIGEST/seedS")
+    sub.add_argument("source", type=Path, nargs="+", metavar="SOURCE", help="a folder, a tar, a list file or a video")
+    sub.add_argument("--out", type=Path, required=True, metavar="F", help="F.parquet (a folder of parts), .csv, .jsonl")
+    sub.add_argument("--also", type=Path, action="append", default=[], metavar="RUN", help="another run, beside it")
+    sub.add_argument("--top", type=_positive, default=5, metavar="K", help="classes named for each (default: 5)")
+    sub.add_argument("--logits", action="store_true", help="all of them too")
+    sub.add_argument("--root", type=Path, metavar="FOLDER", help="that a list's paths are below (default: the list's)")
+    sub.add_argument("--only", action="append", default=[], metavar="GLOB", help="names to score, such as '*.mp4'")
+    sub.add_argument("--window", type=_seconds, metavar="S", help="a row for each S seconds of a video, and segments")
+    sub.add_argument("--stride", type=_seconds, metavar="S", help="seconds between windows (default: the window)")
+    sub.add_argument("--keep-features", type=Path, metavar="FOLDER", help="keep what was extracted, as stores")
+    _cluster(sub)
+    _threads(sub)
     sub = add("features", "inventory.features", "list the stores; export, import or prune them")
     _dataset(sub)
     one = sub.add_mutually_exclusive_group()
@@ -125,6 +140,22 @@ def _threads(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
         "--threads", type=_positive, default=cores, metavar="N", help="cores to use (default: all, %(default)s)"
     )
+
+
+def _cluster(sub: argparse.ArgumentParser) -> None:
+    one = sub.add_mutually_exclusive_group()
+    one.add_argument("--scheduler", metavar="ADDRESS", help="of a running Dask cluster, such as tcp://10.0.0.1:8786")
+    one.add_argument("--workers", type=_positive, metavar="N", help="processes of a Dask cluster of its own, here")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1e-3 <= value <= 1e6:
+        raise argparse.ArgumentTypeError(f"expected seconds between 0.001 and 1000000, got {text!r}")
+    return value
 
 
 def _positive(text: str) -> int:

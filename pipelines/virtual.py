@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from extract.shard import Task
+from extract.shard import Task, stage_of
+from extract.stage import Stage
 from extract.whole import Extraction, Video
 from features.batches import Block, Features, Rows, Start
 from features.errors import TooManyBad
@@ -32,6 +33,43 @@ from heads.parallel import ranks
 
 _BATCH: Final = 32
 _NO_FILE: Final = Outcome(outcome="undecodable", reason="no such file under the root")
+
+
+@dataclass
+class Computing:
+    """The stages of some modalities, and decoders and engines of those that were asked for last."""
+
+    stages: Mapping[str, Stage]
+    workers: int
+    _open: Extraction | None = None
+    _names: tuple[str, ...] = ()
+
+    def read(self, videos: Sequence[tuple[int, Path]], names: tuple[str, ...]) -> Generator[Video]:
+        """Each of `videos` (number, file), whose numbers differ, in their order."""
+        if not videos:
+            return
+        if self._open is None or self._names != names:
+            self.close()
+            extraction = Extraction({name: self.stages[name] for name in names}, self.workers)
+            self._open, self._names = extraction.__enter__(), names
+        early: dict[int, Video] = {}
+        found, whole = self._open.read(videos), False
+        try:
+            for number, _ in videos:
+                while number not in early:
+                    video = next(found)
+                    early[video.number] = video
+                yield early.pop(number)
+            whole = next(found, None) is None
+        finally:
+            if not whole:  # what is under way would turn up in the next pass
+                self.close()
+
+    def close(self) -> None:
+        """End the decoders; the next pass begins with new ones."""
+        if self._open is not None:
+            self._open.__exit__()
+            self._open = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +82,7 @@ class Virtual:
     modalities: tuple[str, ...]
     stored: Features | None
     stores: dict[str, dict[str, Any]]
-    extraction: Extraction
+    computing: Computing
     max_bad_share: float
     outcomes: dict[str, dict[int, Outcome]] = field(default_factory=dict)  # by modality and video, of those seen so far
 
@@ -62,27 +100,23 @@ class Virtual:
     ) -> Self:
         """Of `tasks`, by modality, beside what is `stored`; the files (None: not found) stand beside the `ids`.
         `stores` are what a run records of the computed ones."""
-        extraction = Extraction(tasks, workers)
-        known = {
-            m: {**stores[m], "facts": {k: v for k, v in stage.facts.items() if k not in ("row_shape", "dtype")}}
-            for m, stage in extraction.stages.items()
-        }
+        computing = Computing({m: stage_of(task) for m, task in tasks.items()}, workers)
+        known = {m: {**stores[m], "facts": stage.lasting_facts} for m, stage in computing.stages.items()}
         names = tuple(tasks)
         own = () if stored is None else tuple(stored.rows)
         facts = {**known, **({} if stored is None else stored.stores)}
-        return cls(tuple(ids), tuple(paths), names, (*names, *own), stored, facts, extraction, max_bad_share)
+        return cls(tuple(ids), tuple(paths), names, (*names, *own), stored, facts, computing, max_bad_share)
 
     def __enter__(self) -> Self:
-        self.extraction.__enter__()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.extraction.__exit__(*error)
+    def __exit__(self, *_: object) -> None:
+        self.computing.close()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape *D of one row, by modality."""
-        own = {m: tuple(self.extraction.stages[m].facts["row_shape"]) for m in self.names}
+        own = {m: self.computing.stages[m].row_shape for m in self.names}
         kept = {} if self.stored is None else self.stored.shapes
         return {m: {**own, **kept}[m] for m in self.modalities}
 
@@ -155,17 +189,19 @@ class Virtual:
                     ahead = worker.submit(self._block, videos[parts[k + 1]], videos[own[k + 1]], computed)
                 yield rows, part, torch.arange(len(part))
                 del rows
+            next(computed, None)  # to its end
         self._check()
 
     def _computed(self, videos: Sequence[int]) -> Generator[Video]:
         """Each of `videos`, in their order; a video without a file is one without rows."""
         there = [(v, path) for v in videos if (path := self.paths[v]) is not None]
-        found = self.extraction.read(there, self.names) if there else iter(())
-        for v in videos:
-            video = next(found) if self.paths[v] is not None else Video(v, {}, dict.fromkeys(self.names, _NO_FILE))
-            for name, outcome in video.outcomes.items():
-                self.outcomes.setdefault(name, {})[v] = outcome
-            yield video
+        with closing(self.computing.read(there, self.names)) as found:
+            for v in videos:
+                video = Video(v, {}, dict.fromkeys(self.names, _NO_FILE)) if self.paths[v] is None else next(found)
+                for name, outcome in video.outcomes.items():
+                    self.outcomes.setdefault(name, {})[v] = outcome
+                yield video
+            next(found, None)  # to its end, so that the decoders serve the next pass
 
     def _block(self, videos: Tensor, own: Tensor, computed: Iterator[Video]) -> Features:
         """The rows of `videos` (n,); of those that are not among `own` none is computed."""
@@ -178,10 +214,10 @@ class Virtual:
         return Features(ids, {m: rows[m] for m in self.modalities}, {})
 
     def _rows(self, modality: str, videos: Sequence[int], found: Mapping[int, Video]) -> Rows:
-        facts = self.extraction.stages[modality].facts
-        none = np.zeros((0,), np.int64), np.zeros((0, *facts["row_shape"]), np.dtype(facts["dtype"]))
-        pairs = [found[v].rows.get(modality, none) if v in found else none for v in videos]
-        padding = np.zeros((1, *facts["row_shape"]), np.dtype(facts["dtype"]))
+        stage = self.computing.stages[modality]
+        none = np.zeros((0,), np.int64), np.zeros((0, *stage.row_shape), stage.dtype)
+        pairs = [found[v].rows.get(modality, {}).get(0, none) if v in found else none for v in videos]
+        padding = np.zeros((1, *stage.row_shape), stage.dtype)
         data = torch.from_numpy(np.concatenate([*(rows for _, rows in pairs), padding]))
         times = torch.from_numpy(np.concatenate([*(times for times, _ in pairs), [0]]).astype(np.int64))
         lengths = torch.tensor([len(rows) for _, rows in pairs])

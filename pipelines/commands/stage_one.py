@@ -80,15 +80,22 @@ def extract(args: Namespace) -> None:
             fix = "extract what reads it, or remove store: false"
             raise UserError("extractor that is not stored", where=where, got="store: false", fix=fix)
     stores.sort(key=_depth)
+    if args.shard is not None and args.shard not in range(plan.shard_count):
+        raise UserError("unknown shard", where=args.dataset, expected=f"0 to {plan.shard_count - 1}", got=args.shard)
+    numbers = range(plan.shard_count) if args.shard is None else [args.shard]
+    if args.scheduler is not None or args.workers is not None:
+        from pipelines.cluster import connected, extract_on
+
+        threads = max(1, args.threads // (args.workers or 1))
+        with connected(args.scheduler, args.workers) as client:
+            for lines in extract_on(client, stores, numbers, threads):
+                print("\n".join(lines), flush=True)
+    else:
+        for shard in numbers:
+            print("\n".join(extracted(stores, shard, args.threads)), flush=True)
     if args.shard is None:
-        for shard in range(plan.shard_count):
-            _extract(stores, shard, args.threads)
         for store in stores:
             _gather(store)
-    elif args.shard in range(plan.shard_count):
-        _extract(stores, args.shard, args.threads)
-    else:
-        raise UserError("unknown shard", where=args.dataset, expected=f"0 to {plan.shard_count - 1}", got=args.shard)
 
 
 def gather(args: Namespace) -> None:
@@ -132,13 +139,19 @@ def _depth(store: Store) -> int:
     return 0 if store.source is None else 1 + _depth(store.source)
 
 
+def extracted(stores: Sequence[Store], shard: int, threads: int) -> list[str]:
+    """Make a shard of each store; a line about each."""
+    manifests = _extract(stores, shard, threads)
+    return [
+        f"{store.name} shard {shard}: {manifest.rows} rows; {in_words(manifest.outcomes)}"
+        for store, manifest in zip(stores, manifests, strict=True)
+    ]
+
+
 def _extract(stores: Sequence[Store], shard: int, threads: int) -> list[Manifest]:
     from extract.shard import extract_shards
 
-    manifests = extract_shards([task_of(store, shard) for store in stores], workers=threads)
-    for store, manifest in zip(stores, manifests, strict=True):
-        print(f"{store.name} shard {shard}: {manifest.rows} rows; {in_words(manifest.outcomes)}")
-    return manifests
+    return extract_shards([task_of(store, shard) for store in stores], workers=threads)
 
 
 def task_of(store: Store, shard: int) -> Task:

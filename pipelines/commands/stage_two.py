@@ -28,6 +28,7 @@ from features.videolist import VideoList
 from pipelines import plan as plans
 from pipelines.commands.stage_one import task_of
 from pipelines.plan import Plan, Run, Store
+from pipelines.scoring.described import described
 from pipelines.side_by_side import side_by_side
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
                 ),
                 "stores": own.stores,
                 "streamed": streamed,
+                "extractors": {m: described(store) for m, store in run.stores.items()},
                 "versions": versions(),
                 **({"began": run.start.name} if run.start else {}),
                 **({"teachers": [teacher.name for teacher in run.teachers.values()]} if run.teachers else {}),

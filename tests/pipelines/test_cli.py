@@ -18,8 +18,8 @@ from pipelines.cli import parser
 from tests.workflow import world
 
 COMMANDS = {
-    "index", "render", "extract", "gather", "train", "evaluate", "export", "stream", "features", "verify", "models",
-    "doctor", "assemble",
+    "index", "render", "extract", "gather", "train", "evaluate", "export", "stream", "score", "features", "verify",
+    "models", "doctor", "assemble",
 }  # fmt: skip
 
 

@@ -1,0 +1,200 @@
+"""Scoring and extraction on a Dask cluster: one that runs already, or one of local processes.
+
+A task is a shard: 64 clips to score, or a shard of a store. It may be run twice and does no harm: a store is published
+by a rename, and scores are written by the one who asked. The model lives in a plugin of each worker and is loaded once.
+A worker that dies costs a retry. Clips whose worker died twice are asked for again one by one, with nothing beside
+them; one whose worker dies twice then is to blame, and that is its outcome.
+
+    with connected(None, workers=2) as client:
+        for done in score_on(client, machine, machine.options, clips): ...
+
+Workers need this package, the same files under the same paths, and the folder that the command runs in.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import dask
+from distributed import CancelledError, Client, KilledWorker, LocalCluster, WorkerPlugin, get_worker
+from distributed.comm.core import CommClosedError
+
+from extract.sources import Clip
+from features.errors import FramepoolError, UserError, printable
+from features.outcome import Outcome
+from features.recipe import digest
+from pipelines import plan as plans
+from pipelines.plan import Store
+from pipelines.scoring.machine import BLOCK, Done, Machine, Options
+from pipelines.waves import AGAIN, in_waves
+
+TRIES: Final = 2
+HERE: Final = "127.0.0.1"
+CONNECT_S: Final = 20
+REGISTER_S: Final = 330  # a scheduler gives up a silent worker after 300, by default
+KILLED: Final = f"its worker died {TRIES} times"
+
+
+@contextmanager
+def connected(scheduler: str | None, workers: int | None) -> Iterator[Any]:
+    """A client of the cluster at `scheduler`, or of one of `workers` processes here; says where its dashboard is.
+
+    Raises `UserError` where nobody answers.
+    """
+    settings = {
+        "distributed.scheduler.allowed-failures": TRIES - 1,  # of a cluster of ours; others have their own
+        "distributed.worker.daemon": False,  # workers have decoder processes
+        "distributed.comm.timeouts.connect": CONNECT_S,
+    }
+    with dask.config.set(settings):
+        if scheduler is None:
+            place = {"host": HERE, "dashboard_address": f"{HERE}:0"}
+            cluster = LocalCluster(n_workers=workers, threads_per_worker=1, **place)  # type: ignore[no-untyped-call]
+            try:
+                with Client(cluster) as client, _connection():  # type: ignore[no-untyped-call]
+                    _tell(client)
+                    yield client
+            finally:
+                cluster.close()
+            return
+        try:
+            client = Client(scheduler, timeout=CONNECT_S)  # type: ignore[no-untyped-call]
+        except (OSError, ValueError, TimeoutError) as error:
+            fix = "give the address that the scheduler printed, such as tcp://10.0.0.1:8786"
+            raise UserError("no scheduler answers", where=printable(scheduler), got=error, fix=fix) from None
+        with client, _connection():
+            _tell(client)
+            yield client
+
+
+@contextmanager
+def _connection() -> Iterator[None]:
+    """One line where the scheduler goes away, whatever the client was about to ask of it."""
+    try:
+        yield
+    except (CommClosedError, TimeoutError, CancelledError) as error:
+        raise FramepoolError("the scheduler is gone", got=error, fix=AGAIN) from None
+
+
+def _tell(client: Any) -> None:
+    count = len(client.scheduler_info(n_workers=-1)["workers"])
+    print(f"{count} workers; dashboard: {client.dashboard_link}", file=sys.stderr, flush=True)
+
+
+class Work(WorkerPlugin):
+    """What a worker keeps between tasks: the folder that it works in, and with `options` a loaded `Machine`."""
+
+    def __init__(self, name: str, folder: Path, options: Options | None) -> None:
+        self.name, self._folder, self._options = name, folder, options
+        self._machine: Machine | None = None
+
+    def setup(self, worker: Any) -> None:
+        os.chdir(self._folder)
+        # Processes of a nanny may have no children, lest they outlive it; decoders end with their parent by themselves.
+        multiprocessing.current_process()._config.pop("daemon", None)  # type: ignore[attr-defined]
+        self._lock = threading.Lock()
+
+    def teardown(self, worker: Any) -> None:
+        if self._machine is not None:
+            self._machine.__exit__(None, None, None)
+            self._machine = None
+
+    def score(self, clips: Sequence[Clip]) -> list[Done]:
+        """One task at a time, whatever the threads of the worker; a machine that failed is not used again."""
+        with self._lock:
+            if self._machine is None and self._options is not None:
+                self._machine = Machine(self._options).__enter__()
+            try:
+                return list(self._machine.score(clips)) if self._machine is not None else []
+            except BaseException:
+                self.teardown(None)
+                raise
+
+
+def _register(client: Any, work: Work) -> None:
+    """On every worker; those that come later get it too. One that has just been cut off stands in the way until the
+    scheduler has given it up."""
+    deadline = time.monotonic() + REGISTER_S
+    while True:
+        try:
+            client.register_plugin(work)
+            return
+        except CommClosedError:
+            if client.status != "running" or time.monotonic() > deadline:
+                raise
+            time.sleep(1)
+
+
+def _score(name: str, clips: Sequence[Clip]) -> list[Done]:
+    work: Any = get_worker().plugins[name]
+    found: list[Done] = work.score(clips)
+    return found
+
+
+def score_on(client: Any, machine: Machine, options: Options, clips: Iterable[Clip]) -> Iterator[Done]:
+    """Every clip once, in the order in which shards come back. `machine` says what is said of a clip that failed."""
+    name = f"framepool-{digest([str(options), [run.digest for run in machine.runs]])[:16]}"
+    _register(client, Work(name, Path.cwd(), options))
+    clips = iter(clips)
+    shards = iter(lambda: list(islice(clips, BLOCK)), [])
+    suspects: list[Clip] = []
+    try:
+        for shard, found in in_waves(client, lambda shard: (_score, name, shard), shards, _shard_key):
+            if isinstance(found, KilledWorker):
+                suspects += shard
+            else:
+                yield from found
+        for clip in suspects:
+            for _, found in in_waves(client, lambda shard: (_score, name, shard), iter([[clip]]), _shard_key):
+                yield from [machine.without(clip, _killed())] if isinstance(found, KilledWorker) else found
+    finally:
+        with suppress(Exception):  # of a scheduler that is gone
+            client.unregister_worker_plugin(name)  # whose decoders would keep a worker from ending
+
+
+def _killed() -> Outcome:
+    return Outcome(outcome="decoder_killed", reason=KILLED)
+
+
+def _shard_key(shard: Sequence[Clip]) -> str:
+    return f"score-{digest([clip.key.hex() for clip in shard])[:24]}"
+
+
+def _extract(dataset: str, token: str, extractors: Sequence[str], split: str | None, shard: int, threads: int) -> Any:
+    from pipelines.commands.stage_one import extracted
+
+    if plans.of(dataset).token != token:  # of a list as this process read it once
+        plans.of.cache_clear()
+    return extracted([plans.of(dataset).store(name, split) for name in extractors], shard, threads)
+
+
+def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], threads: int) -> Iterator[list[str]]:
+    """A line for each store of each shard. Raises `FramepoolError` at the end where a shard's worker died twice."""
+    plan = stores[0].plan
+    split = next((store.split for store in stores if store.split), None)
+    names = [store.extractor for store in stores]
+    token = plan.token
+    _register(client, Work(f"framepool-{digest([plan.dataset, str(Path.cwd())])[:16]}", Path.cwd(), None))
+
+    def call(shard: int) -> tuple[Any, ...]:
+        return _extract, plan.dataset, token, names, split, shard, threads
+
+    dead = []
+    for shard, found in in_waves(client, call, iter(shards), lambda shard: f"extract-{plan.dataset}-{shard}"):
+        if isinstance(found, KilledWorker):
+            dead.append(shard)
+        else:
+            yield found
+    if dead:
+        fix = f"look at the workers' logs, or run `framepool extract ... --shard {dead[0]}` here"
+        where = f"{plan.dataset}: shards {', '.join(map(str, dead[:10]))}"
+        raise FramepoolError("workers died", where=where, got=KILLED, fix=fix)

@@ -1,0 +1,105 @@
+"""score: labels for the videos of folders, tars and lists, by a trained run.
+
+framepool score work/ucf6/runs/RUN/seed0 archive.tar --out scores.parquet
+"""
+
+from __future__ import annotations
+
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+
+from extract.progress import Progress
+from extract.sources import Clip, walk
+from features.errors import UserError
+from pipelines.commands.stage_one import CACHE
+from pipelines.scoring.keep import Keep
+from pipelines.scoring.machine import Done, Machine, Options
+from pipelines.scoring.output import Output
+from pipelines.scoring.seen import Seen
+
+
+def score(args: Namespace) -> None:
+    """Score what is not scored yet; prints how many, their outcomes, and where the scores are."""
+    start = time.monotonic()
+    options = _options(args)
+    with ExitStack() as stack:
+        machine = Machine(options)  # also where others do the work: what is wrong with a run is said before they start
+        identity = {
+            "runs": {run.name: run.digest for run in machine.runs},
+            "top": options.top,
+            "logits": options.logits,
+            "window_s": options.window_s,
+            "stride_s": options.stride_s,
+            "features": str(args.keep_features or ""),
+        }
+        output = Output(args.out, identity, windows=options.window is not None, logits=options.logits)
+        stack.enter_context(output)
+        before = output.videos
+        clips = _unseen((clip for s in args.source for clip in walk(s, args.root, args.only)), output.seen)
+        if args.keep_features is not None:
+            output.keep = stack.enter_context(Keep(args.keep_features, machine)).part
+        outcomes = Counter[str]()
+        progress = Progress("score", None, 0)
+        for done in _scored(args, machine, clips, stack):
+            output.add(done)
+            outcomes[done.rows[0]["outcome"]] += 1
+            progress.add(videos=1)
+        output.commit()
+        progress.close()
+    said = ", ".join(f"{n} {name}" for name, n in outcomes.most_common()) or "nothing new"
+    seconds = time.monotonic() - start
+    print(f"{args.out}: {sum(outcomes.values())} videos scored in {seconds:.1f} s ({said}); {before} were there before")
+
+
+def _options(args: Namespace) -> Options:
+    if args.stride is not None and args.window is None:
+        raise UserError("a stride without a window", where="--stride", fix="give --window too")
+    if args.keep_features is not None and (args.window is not None or args.scheduler or args.workers):
+        got = "--window" if args.window is not None else "--scheduler or --workers"
+        raise UserError("features are kept of whole videos, by one process", where="--keep-features", got=got)
+    stride_s = args.stride if args.stride is not None else args.window
+    return Options(
+        runs=tuple(dict.fromkeys([args.run_folder, *args.also])),
+        threads=args.threads,
+        cache=CACHE,
+        top=args.top,
+        logits=args.logits,
+        window_s=args.window,
+        stride_s=stride_s,
+        keep=args.keep_features is not None,
+    )
+
+
+def _unseen(clips: Iterable[Clip], seen: Seen) -> Iterator[Clip]:
+    """Those that are not scored yet, each once: a list may name one twice, a tar hold one again."""
+    now = Seen()
+    for clip in clips:
+        if clip.key not in seen and clip.key not in now:
+            now.add(clip.key)
+            yield clip
+
+
+def _scored(args: Namespace, machine: Machine, clips: Iterator[Clip], stack: ExitStack) -> Iterator[Done]:
+    if args.scheduler is None and args.workers is None:
+        first = next(clips, None)
+        if first is None:
+            return
+        stack.enter_context(machine)
+        yield from machine.score(_chained(first, clips))
+        return
+    from pipelines.cluster import connected, score_on
+
+    options = machine.options
+    if args.workers is not None:
+        options = replace(options, threads=max(1, args.threads // args.workers))
+    client = stack.enter_context(connected(args.scheduler, args.workers))
+    yield from score_on(client, machine, options, clips)
+
+
+def _chained(first: Clip, rest: Iterator[Clip]) -> Iterator[Clip]:
+    yield first
+    yield from rest

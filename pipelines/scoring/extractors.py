@@ -1,0 +1,114 @@
+"""The extractors of a run: what its run.json says of them, and the stages that they are once more.
+
+A run's stores have digests, and a stage is built only where config, code and weights come to the same ones: an archive
+cannot be scored with other features than the head was trained on.
+
+    stages = Stages(cache); stage = stages.of(trained, "rgb")
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from extract.config import AnyExtractor, ExtractorConfig, Frames, Networked, recipe
+from extract.stage import Stage
+from features.errors import FramepoolError, UserError, printable
+from features.recipe import digest, file_sha256
+from heads.scoring import Trained
+from pipelines import plan as plans
+from pipelines.scoring.described import described
+
+_AGAIN = "extract and train again"
+
+
+class Stages:
+    """Stages by the digest of their recipe: runs that read the same extractor share it."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+        self.found: dict[str, Stage] = {}
+        self.made_from: dict[str, dict[str, Any]] = {}  # what run.json says of each
+
+    def of(self, run: Trained, modality: str) -> str:
+        """The digest of the extractor whose rows are `modality` of a run; it is in `found` from now on."""
+        store = run.record["stores"][modality]
+        extractor = run.record.get("extractors", {}).get(modality) or _by_config(run, modality)
+        found = self._stage(run, extractor, store["facts"])
+        if found != store["digest"]:
+            raise _other(run, modality, store["digest"], found)
+        ours = self.found[found].lasting_facts
+        for key, theirs in store["facts"].items():
+            if ours.get(key) != theirs:
+                where = f"{run.folder}: {modality}: {key}"
+                fix = f"its weights were replaced or trained again: {_AGAIN}"
+                raise UserError("not the run's extractor", where=where, expected=theirs, got=ours.get(key), fix=fix)
+        return found
+
+    def _stage(self, run: Trained, extractor: dict[str, Any], facts: dict[str, Any]) -> str:
+        try:
+            config: AnyExtractor = TypeAdapter(ExtractorConfig).validate_python(extractor["config"])
+            source, own = extractor["source"], extractor["recipe"]
+        except (ValueError, KeyError, TypeError) as error:
+            got = printable(str(error).splitlines()[0])
+            raise FramepoolError("run does not load", where=run.folder, got=got, fix=_AGAIN) from None
+        if isinstance(config, Frames):
+            raise UserError("a run of videos that are made as they are read scores no files", where=run.folder)
+        before = None if source is None else self._stage(run, source, {})
+        weights = own["network"]["weights"] if isinstance(config, Networked) else None
+        name = digest(recipe(config, weights, before))
+        if name != digest(own):
+            raise _other(run, extractor["extractor"], digest(own), name)
+        if name not in self.found:
+            stage = Stage.of(
+                config,
+                weights=_weights(run, extractor["weights"], facts),
+                cache=self._cache,
+                before=None if before is None else self.found[before],
+            )
+            self.found[name] = self._quantised(run, stage, facts)
+            self.made_from[name] = extractor
+        return name
+
+    def _quantised(self, run: Trained, stage: Stage, facts: dict[str, Any]) -> Stage:
+        """With the int8 network that the run's dataset calibrated."""
+        if not isinstance(stage.config, Networked) or stage.config.precision != "int8":
+            return stage
+        if not (self._cache / facts["int8"]).is_dir():
+            fix = f"bring the folder of that name, or run `framepool extract {run.record['dataset']}` here once"
+            raise UserError("its int8 network is not here", where=self._cache, expected=facts["int8"], fix=fix)
+        return replace(stage, facts={**stage.facts, "int8": facts["int8"]})
+
+
+def _other(run: Trained, extractor: str, expected: str, got: str) -> UserError:
+    where = f"{run.folder}: {printable(extractor)}"
+    return UserError("not the run's extractor", where=where, expected=expected[:16], got=got[:16], fix=_AGAIN)
+
+
+def _by_config(run: Trained, modality: str) -> dict[str, Any]:
+    """Of a run from before run.json said it: what its dataset's config makes, if that has not changed since."""
+    plan = plans.of(run.record["dataset"])
+    store = plan.store(modality, run.record["split"])
+    if store.digest != (expected := run.record["stores"][modality]["digest"]):
+        raise _other(run, modality, expected, store.digest)
+    return described(store)
+
+
+def _weights(run: Trained, named: str | None, facts: dict[str, Any]) -> Path | str | None:
+    """The file of these weights: with the run, where it was, or there as seen from the run's own tree. Its sha256 is
+    compared before anything opens it."""
+    if named is None or named == "DEFAULT":
+        return named
+    expected, path, folder = facts["weights_sha256"], Path(named), run.folder.absolute()
+    own = folder / "extractors" / f"{expected[:16]}{path.suffix}"
+    trees = [folder.parents[4] / path] if len(folder.parents) > 4 else []  # ROOT/work/DATASET/runs/RUN/seedS
+    for place in (own, path, *trees):
+        if place.is_file() and file_sha256(place) == expected:
+            return place
+    fix = f"put the file of that sha256 there, or into the run as extractors/{own.name}"
+    got = "another file" if path.is_file() else "no file"
+    where = f"{run.folder}: {printable(named)}"
+    raise UserError("weights are not there", where=where, expected=f"sha256 {expected}", got=got, fix=fix)

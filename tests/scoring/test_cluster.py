@@ -1,0 +1,241 @@
+"""Dask: the rows of the local road; a killed worker costs a retry, a video that kills its worker its rows (F11)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from features.store import shards, verify_shard
+from pipelines import cluster
+from pipelines.scoring.machine import Machine, Options
+from tests.media import write_video
+from tests.scoring import world
+from tests.scoring.test_score import Call, by_video, close
+from tests.workflow.world import REPO, environment, store
+
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def process(*words: str, prefix: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[bytes]]:
+    """A part of a cluster, in a session of its own, killed with all that it started."""
+    command = [*prefix, sys.executable, "-m", "distributed.cli." + words[0], *words[1:]]
+    env = {**environment(), "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "1"}
+    one = subprocess.Popen(
+        command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        yield one
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(one.pid, signal.SIGKILL)
+        one.wait()
+
+
+@contextmanager
+def scheduler(folder: Path, prefix: tuple[str, ...] = (), host: str = "127.0.0.1") -> Iterator[str]:
+    told = folder / "scheduler.json"
+    words = ("--host", host, "--port", "0", "--scheduler-file", str(told), "--no-dashboard")
+    with process("dask_scheduler", *words, prefix=prefix):
+        for _ in range(600):
+            if told.exists() and told.stat().st_size:
+                break
+            time.sleep(0.1)
+        yield json.loads(told.read_text())["address"]
+
+
+def worker(address: str, name: str, *more: str, prefix: tuple[str, ...] = ()) -> ExitStack:
+    stack = ExitStack()
+    words = (address, "--name", name, "--nthreads", "1", "--no-dashboard", *more)
+    stack.enter_context(process("dask_worker", *words, prefix=prefix))
+    return stack
+
+
+@pytest.fixture
+def archive(here: Path) -> Path:
+    """Enough clips for several tasks: one file by many names."""
+    for number in range(4):
+        write_video(here / "clips" / f"{number}.mp4", frames=8, seed=number)
+    names = [(f"{n:03d}.mp4", here / "clips" / f"{n % 4}.mp4") for n in range(300)]
+    return world.tar_of(here / "archive.tar", names)
+
+
+def run_here(archive: Path, call: Call) -> dict[str, dict[str, object]]:
+    assert call(f"score {world.run_of('average')} {archive.name} --out local.jsonl --logits --threads 1")[0] == 0
+    return by_video(archive.parent / "local.jsonl")
+
+
+def test_local_and_dask_give_equal_rows(here: Path, archive: Path, call: Call) -> None:
+    (here / "clips" / "broken.mp4").write_text("no video")
+    line = f"score {world.run_of('average')} archive.tar clips --logits"
+    assert call(f"{line} --out a.jsonl --threads 1")[0] == 0
+    code, said = call(f"{line} --out b.jsonl --threads 2 --workers 2")
+    assert code == 0 and "2 workers; dashboard: http://127.0.0.1:" in said and "305 videos scored" in said, said
+    ours, theirs = (world.rows_of(here / name) for name in ("a.jsonl", "b.jsonl"))
+    assert len(ours) == len(theirs) == 305
+    keyed = [{f"{row['source']} {row['video']}": row for row in rows} for rows in (ours, theirs)]
+    close(keyed[0], keyed[1])
+    assert "0 videos scored" in call(f"{line} --out b.jsonl --workers 1")[1]
+
+
+def test_extraction_on_workers_gives_the_same_bytes(here: Path, call: Call) -> None:
+    before = {n: verify_shard(store(here), n).files for n in shards(store(here))}
+    for path in store(here).glob("0*"):
+        path.rename(here / path.name)
+    code, said = call("extract tiny --extractor rgb --workers 2 --threads 2")
+    assert code == 0 and said.count(" ok\n") == 4, said
+    assert {n: verify_shard(store(here), n).files for n in shards(store(here))} == before
+
+
+def test_a_killed_worker_over_tcp_costs_a_retry(here: Path, archive: Path, call: Call) -> None:
+    expected = run_here(archive, call)
+    with scheduler(here) as address, worker(address, "a"), worker(address, "b") as second:
+        victim = psutil.Process()
+
+        def kill() -> None:
+            while not (here / "s.jsonl").exists():
+                time.sleep(0.05)
+            time.sleep(3)
+            killed.append(time.monotonic())
+            second.close()
+
+        killed: list[float] = []
+        thread = threading.Thread(target=kill)
+        thread.start()
+        code, said = call(
+            f"score {world.run_of('average')} archive.tar --out s.jsonl --logits --threads 1 --scheduler {address}"
+        )
+        thread.join()
+    assert victim.is_running() and code == 0 and "300 videos scored" in said, said
+    assert killed
+    close(expected, by_video(here / "s.jsonl"))
+
+
+def test_a_video_that_kills_its_worker_is_recorded_after_two_tries(here: Path, call: Call) -> None:
+    """The poison ends the process that asks for it; in a worker of Dask that is the worker."""
+    clips = [write_video(here / "clips" / f"{n}.mp4", frames=8, seed=n) for n in range(5)]
+    poison = here / "clips" / "poison.mp4"
+    poison.write_bytes(clips[0].read_bytes())
+    code = (
+        "import os, extract.whole as whole\n"
+        "read = getattr(whole, 'kept', whole.Extraction.read)\n"  # a worker may load this twice
+        "whole.kept = read\n"
+        "def deadly(self, videos):\n"
+        "    def given():\n"
+        "        for number, media in videos:\n"
+        "            if str(media).endswith('poison.mp4'): os._exit(9)\n"
+        "            yield number, media\n"
+        "    return read(self, given())\n"
+        "whole.Extraction.read = deadly\n"
+    )
+    (here / "deadly.py").write_text(code)
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(here))
+        for name in "ab":
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("PYTHONPATH", f"{REPO}:{here}")
+                stack.enter_context(worker(address, name, "--preload", str(here / "deadly.py")))
+        line = f"score {world.run_of('average')} clips --out s.jsonl --threads 1 --scheduler {address}"
+        code_, said = call(line)
+    assert code_ == 0, said
+    rows = by_video(here / "s.jsonl")
+    assert len(rows) == 6
+    assert {video: row["outcome"] for video, row in rows.items()} == {
+        **{f"{n}.mp4": "ok" for n in range(5)},
+        "poison.mp4": "decoder_killed",
+    }
+    assert rows["poison.mp4"]["reason"] == cluster.KILLED and rows["poison.mp4"]["label"] is None
+
+
+def test_a_scheduler_that_is_killed_loses_nothing(here: Path, archive: Path, call: Call) -> None:
+    expected, run = run_here(archive, call), world.run_of("average")
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(here))
+        one = stack.enter_context(worker(address, "a"))
+        command = f"score {run} archive.tar --out s.jsonl --logits --threads 1 --scheduler {address}"
+        words = [sys.executable, "-m", "pipelines", *command.split()]
+        client = subprocess.Popen(words, cwd=here, env=environment(), stderr=subprocess.PIPE, text=True)
+        while not (here / "s.jsonl").exists():
+            time.sleep(0.1)
+        time.sleep(4)
+        one.close()
+        stack.close()
+        _, said = client.communicate(timeout=120)
+    assert client.returncode in (0, 1), said
+    if client.returncode:
+        assert "framepool: " in said and "Traceback" not in said.split("framepool: ")[-1], said
+    assert call(f"score {run} archive.tar --out s.jsonl --logits --threads 1")[0] == 0
+    close(expected, by_video(here / "s.jsonl"))
+
+
+def namespaces() -> str:
+    """Why there are none here; empty where there are."""
+    test = "ip link add name v0 type veth peer name w0 && ip link set lo up"
+    try:
+        done = subprocess.run(
+            ["unshare", "-rn", "sh", "-c", test], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"no network namespaces here: {error}"
+    return "" if done.returncode == 0 else f"no network namespaces here: {done.stderr.strip()}"
+
+
+CUT = """
+set -e
+ip link set lo up
+for n in 1 2; do
+  ip link add name v$n type veth peer name w$n
+  ip addr add 10.9.$n.1/24 dev v$n; ip link set v$n up
+  unshare -n sleep 600 & eval "ns$n=$!"; sleep 0.5
+  eval "ip link set w$n netns \\$ns$n"
+  inside="ip link set lo up; ip addr add 10.9.$n.2/24 dev w$n; ip link set w$n up"
+  eval "nsenter -t \\$ns$n -n sh -c '$inside; ip route add default via 10.9.$n.1'"
+done
+export DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=10s DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP=15s
+dask() { {python} -m distributed.cli.dask_$* --no-dashboard > /dev/null 2>&1; }
+worker() { nsenter -t $1 -n {python} -m distributed.cli.dask_worker $2 --nthreads 1 --no-dashboard > /dev/null 2>&1; }
+dask scheduler --host 0.0.0.0 --port 8790 & sleep 3
+worker $ns1 tcp://10.9.1.1:8790 &
+worker $ns2 tcp://10.9.2.1:8790 & sleep 8
+( while [ ! -e s.jsonl ]; do sleep 0.2; done; sleep 5; ip link set v2 down; touch was_cut ) &
+{python} -m pipelines score {run} archive.tar --out s.jsonl --logits --threads 1 --scheduler tcp://10.9.1.1:8790
+"""
+
+
+@pytest.mark.skipif(bool(namespaces()), reason=namespaces() or "there are")
+def test_a_worker_that_is_cut_off_costs_a_retry(here: Path, archive: Path, call: Call) -> None:
+    """In network namespaces: scheduler and client in one, each worker in its own; a cable is pulled."""
+    expected = run_here(archive, call)
+    script = CUT.replace("{python}", sys.executable).replace("{run}", str(world.run_of("average")))
+    command = ["unshare", "-rn", "--kill-child", "--pid", "--fork", "--mount-proc", "sh", "-c", script]
+    done = subprocess.run(
+        command, cwd=here, env=environment(), capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (here / "was_cut").exists() and "300 videos scored" in done.stdout
+    close(expected, by_video(here / "s.jsonl"))
+
+
+def test_nobody_at_the_address(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "CONNECT_S", 1)
+    code, said = call(f"score {world.run_of('average')} videos --out s.jsonl --scheduler tcp://127.0.0.1:9")
+    assert code == 2 and "framepool: no scheduler answers: tcp://127.0.0.1:9: got " in said
+
+
+def test_a_machine_says_what_became_of_a_clip_that_was_lost(here: Path) -> None:
+    from extract.sources import Clip
+
+    machine = Machine(Options(runs=(world.run_of("average"),), threads=1))
+    (row,) = machine.without(Clip("s", "v"), cluster._killed()).rows
+    assert (row["outcome"], row["reason"], row["labels"]) == ("decoder_killed", "its worker died 2 times", [])
