@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from extract.networks import Network
+from extract.networks.conv3d import Conv3d
 from extract.networks.i3d import MIXED, Mixed, SamePool, sides
 from features.errors import UserError
 from heads.base import Shapes
@@ -127,7 +128,7 @@ class Lateral(nn.Module):
         super().__init__()
         self.project: nn.Module = nn.Identity()
         if size != out:
-            self.project = nn.Sequential(nn.Conv3d(size, out, 1, bias=False), nn.BatchNorm3d(out, eps=1e-3))
+            self.project = nn.Sequential(Conv3d(size, out, 1, bias=False), nn.BatchNorm3d(out, eps=1e-3))
 
     def forward(self, maps: Tensor) -> Tensor:
         """(R,C,T,H,W) -> (R,C',T/2,H/2,W/2), the halves of odd sides rounded up."""
@@ -142,7 +143,7 @@ def compression(size: int, height: int, width: int) -> nn.Sequential:
     rest = (1, height - first[1] + 1, width - first[2] + 1)
     steps = []
     for kernel in (first, rest):
-        steps += [nn.Conv3d(size, size, kernel, bias=False), nn.BatchNorm3d(size, eps=1e-3), nn.ReLU()]
+        steps += [Conv3d(size, size, kernel, bias=False), nn.BatchNorm3d(size, eps=1e-3), nn.ReLU()]
     return nn.Sequential(*steps)
 
 
@@ -214,7 +215,7 @@ class Kft(OfMaps):
             self.blocks.append(block(entering, math.prod(places), a, n))
             size = 2 * entering if self.beside else entering
         kernel = (min(2, places[0]), min(2, places[1]), min(2, places[2]))
-        self.classifier = nn.Conv3d(size, num_classes, kernel)
+        self.classifier = Conv3d(size, num_classes, kernel)
 
     def scores(self, maps: Tensor) -> Tensor:
         """(R,C,T,H,W) -> (R,K)."""

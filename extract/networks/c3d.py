@@ -17,6 +17,7 @@ from typing import ClassVar, Final
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from extract.networks.conv3d import Conv3d
 from extract.networks.spec import InputSpec
 
 _LAYERS: Final = (
@@ -45,7 +46,7 @@ class C3d(nn.Module):
         size = in_chans
         for name, width in _LAYERS:
             if width:
-                self.add_module(name, nn.Conv3d(size, width, 3, padding=1))
+                self.add_module(name, Conv3d(size, width, 3, padding=1))
                 size = width
             else:
                 kernel = (1, 2, 2) if name == "pool1" else (2, 2, 2)

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from extract.networks.conv3d import conv3d
 from extract.networks.spec import InputSpec
 from extract.networks.weights import NetworkError
 
@@ -77,7 +78,7 @@ class Convolution(nn.Conv3d):
             pads = [(k // 2, k // 2) for k in self.kernel_size]
         if any(before != after for before, after in pads):
             input, pads = F.pad(input, [n for pair in reversed(pads) for n in pair]), [(0, 0)] * 3
-        return F.conv3d(input, self.weight, None, self.stride, [before for before, _ in pads])
+        return conv3d(input, self.weight, None, self.stride, [before for before, _ in pads])
 
 
 class Unit(nn.Module):
