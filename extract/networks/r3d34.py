@@ -20,6 +20,7 @@ from typing import ClassVar, Final, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from extract.networks.conv3d import Conv3d
 from extract.networks.inflate import inflate
 from extract.networks.spec import InputSpec
 from extract.networks.weights import NetworkError
@@ -45,14 +46,14 @@ class Block(nn.Module):
 
     def __init__(self, size: int, following: int, stride: int, shortcut: str) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(size, following, 3, stride, padding=1, bias=False)
+        self.conv1 = Conv3d(size, following, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm3d(following)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv3d(following, following, 3, padding=1, bias=False)
+        self.conv2 = Conv3d(following, following, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm3d(following)
         self.downsample: nn.Module = nn.Identity()
         if stride > 1 or size != following:
-            projection = nn.Conv3d(size, following, 1, stride, bias=False), nn.BatchNorm3d(following)
+            projection = Conv3d(size, following, 1, stride, bias=False), nn.BatchNorm3d(following)
             self.downsample = nn.Sequential(*projection) if shortcut == "B" else Subsample(stride, following - size)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -74,7 +75,7 @@ class R3d34(nn.Module):
         super().__init__()
         if shortcut not in ("A", "B"):
             raise NetworkError(f"options do not fit: r3d34: shortcut: expected A or B, got {shortcut!r}")
-        self.conv1 = nn.Conv3d(in_chans, 64, 7, (1, 2, 2), padding=3, bias=False)
+        self.conv1 = Conv3d(in_chans, 64, 7, (1, 2, 2), padding=3, bias=False)
         self.bn1, self.relu = nn.BatchNorm3d(64), nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool3d(3, 2, padding=1)
         size = 64
