@@ -135,6 +135,16 @@ class Run:
         """(V,) the most probable class of each."""
         return [self.record["classes"][k] for k in self.logits(data, videos).argmax(axis=1)]
 
+    def score(self, *sources: Path | str, threads: int = 2, top: int = 5) -> Iterator[dict[str, Any]]:
+        """A row for each video of folders, tars, list files and video files, about in their order: what `framepool
+        score` writes. The run brings its extractors; no store is needed."""
+        from extract.sources import walk
+        from pipelines.scoring.machine import Machine, Options
+
+        with Machine(Options(runs=(self.folder,), threads=threads, top=top)) as machine:
+            for done in machine.score(clip for source in sources for clip in walk(Path(source))):
+                yield from done.rows
+
 
 def load(dataset: str, *modalities: str, split: str | None = None) -> Data:
     """The features of ``config/<dataset>.yaml``: of the extractors `modalities`, or of all that are stored as vectors.
@@ -168,12 +178,15 @@ def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, *
     from features.recipe import digest
     from heads.kinds import NUMERICS
     from heads.training import train_run
+    from pipelines import plan as plans
     from pipelines.commands.stage_two import versions
     from pipelines.plan import WORK
+    from pipelines.scoring.described import described
 
     if head not in heads.HEADS:
         raise UserError("unknown head", got=head, fix=nearest(head, heads.HEADS))
     config = heads.HEADS[head][1].parse({"features": list(data.folders), **options}, where=f"head {head}")
+    plan = plans.of(data.dataset)
     sides = [[data.videos[v] for v in side] for side in (data.train_videos, data.test_videos)]
     named = digest([config.recipe(), NUMERICS[head], data.features.stores, data.classes, data.labels.tolist(), sides])
     folder = folder or WORK / data.dataset / "notebook" / f"{head}-{named[:8]}" / f"seed{seed}"
@@ -193,6 +206,7 @@ def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, *
             "recipe": named,
             "digest": named,
             "stores": data.features.stores,
+            "extractors": {m: described(plan.store(m, data.split)) for m in data.folders},
             "versions": versions(),
         },
         log=lambda _: None,

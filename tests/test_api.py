@@ -60,6 +60,13 @@ def test_the_document_runs(number: int) -> None:
             np.testing.assert_allclose(names["mean"], rows.float().mean(dim=0), rtol=1e-5)
         case 2:
             assert 0 <= names["top1"] <= 1 and names["logits"].shape == (world.VIDEOS, 2)
+        case 3:
+            run = names["run"]
+            logits = run.logits(data, data.videos)
+            named = {
+                video: run.record["classes"][k] for video, k in zip(data.videos, logits.argmax(axis=1), strict=True)
+            }
+            assert {Path(video).stem: label for video, label in names["found"].items()} == named
         case _:
             raise AssertionError("a snippet that nothing checks")
 
