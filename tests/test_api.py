@@ -63,9 +63,8 @@ def test_the_document_runs(number: int) -> None:
         case 3:
             run = names["run"]
             logits = run.logits(data, data.videos)
-            named = {
-                video: run.record["classes"][k] for video, k in zip(data.videos, logits.argmax(axis=1), strict=True)
-            }
+            classes = [run.record["classes"][k] for k in logits.argmax(axis=1)]
+            named = {Path(video).stem: name for video, name in zip(data.videos, classes, strict=True)}
             assert {Path(video).stem: label for video, label in names["found"].items()} == named
         case _:
             raise AssertionError("a snippet that nothing checks")
