@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from extract.config import Limits, Uniform
+from extract.config import Limits
 from extract.samples import Job, samples
+from extract.samplings import Uniform
 from extract.sources import Clip, walk
 from extract.span import Span
 from features.errors import UserError

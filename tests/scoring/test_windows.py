@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from extract.config import Clips, Every, Fps, Limits, Segments, Uniform
+from extract.config import Limits
 from extract.media import Decoded, Scaler, decode
 from extract.samples import Job, SoundJob, Told, parts
 from extract.sampling import Window, rows
+from extract.samplings import Clips, Every, Fps, Segments, Uniform
 from features.outcome import Outcome
 from tests.hostile import sound, write
 
