@@ -74,7 +74,8 @@ def _bring_in(plan: Plan, path: Path, threads: int) -> None:
         where, fix = f"{config_path(plan.dataset)}: $.extractors", f"add `NAME: {{kind: imported, path: {path}}}` there"
         raise UserError("no extractor imports these features", where=where, got=path, fix=fix)
     for name in names:
-        extract(Namespace(dataset=plan.dataset, extractor=[name], shard=None, split=None, threads=threads))
+        here = {"shard": None, "split": None, "threads": threads, "scheduler": None, "workers": None}
+        extract(Namespace(dataset=plan.dataset, extractor=[name], **here))
 
 
 def _list(plan: Plan, folder: Path) -> None:
