@@ -42,6 +42,7 @@ for here in mentioned(sys.argv[1:]):
                 mem_mb=lambda wildcards, attempt: 8000 * attempt,
             params:
                 arguments=trained,
+                videos=[],  # as `train` has it of heads that follow their stores
             shell:
                 "framepool train {wildcards.dataset} {params.arguments}" " --threads {threads} > {log:q} 2>&1"
 
