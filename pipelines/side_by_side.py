@@ -28,10 +28,11 @@ R = TypeVar("R")
 def side_by_side(jobs: Sequence[T], work: Callable[[T], R], workers: int) -> Iterator[tuple[T, R | FramepoolError]]:
     """Each of `jobs` with what `work` makes of it, as they end; at most `workers` at a time, begun in this order.
 
-    With more than one worker and job, each runs in a child of its own; `work` must use one thread there. A child that
-    is killed counts as an error. Whoever stops listening ends the children.
+    With more than one worker each runs in a child of its own, a single one too, for torch cannot be forked once it has
+    trained in the parent; `work` must use one thread there. A child that is killed counts as an error. Whoever stops
+    listening ends the children.
     """
-    if workers == 1 or len(jobs) < 2 or sys.platform != "linux":
+    if workers == 1 or sys.platform != "linux":
         for job in jobs:
             yield job, _tried(work, job)
         return

@@ -152,7 +152,8 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
 
     with features if isinstance(features, Virtual) else nullcontext():
         for k, jobs in enumerate(waves):
-            if len(jobs) == 1 and all(len(later) == 1 for later in waves[k:]):  # from here on nothing is forked
+            if all(len(later) == 1 for later in waves[k:]):  # from here on nothing needs to be forked
+                workers = 1
                 torch.set_num_threads(args.threads)
             failed = False
             for job, metrics in side_by_side(jobs, work, workers):

@@ -90,7 +90,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(program.signal, "signal", lambda *_: None)
         for line in (
             "extract tiny --extractor rgb --extractor pixels --threads 2",
-            "train tiny --head average --head tsn --head late",
+            "train tiny --head average --head tsn --head late --threads 1",
         ):
             plans.of.cache_clear()
             assert program.main(line.split()) == 0

@@ -56,7 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(program.signal, "signal", lambda *_: None)
         for line in (
             "extract tiny --extractor rgb --extractor pixels --extractor diff --threads 2",
-            f"train tiny {' '.join(f'--head {head}' for head in HEADS)}",
+            f"train tiny {' '.join(f'--head {head}' for head in HEADS)} --threads 1",
         ):
             plans.of.cache_clear()
             assert program.main(line.split()) == 0

@@ -57,3 +57,9 @@ def test_whoever_stops_listening_ends_the_children() -> None:
     started = time.monotonic()
     listening.close()  # type: ignore[attr-defined]
     assert time.monotonic() - started < 60
+
+
+def test_a_single_one_has_its_child_too() -> None:
+    """Those that come after it could not be forked from a process in which it had trained."""
+    assert dict(side_by_side([1], lambda _: os.getpid(), 2))[1] != os.getpid()
+    assert dict(side_by_side([1], lambda _: os.getpid(), 1))[1] == os.getpid()
