@@ -263,7 +263,7 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[int, ...] | None, tuple[int, ...]]]
     ("kind", "runtime", "of"),
     [
         ("trunk", "openvino", "map"),
-        ("flow", "openvino", "features"),
+        pytest.param("flow", "openvino", "features", marks=pytest.mark.slow),
         pytest.param("trunk", "openvino", "pooled", marks=pytest.mark.slow),
         pytest.param("trunk", "torch", "features", marks=pytest.mark.slow),
         pytest.param("flow", "torch", "map", marks=pytest.mark.slow),

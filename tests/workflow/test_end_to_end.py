@@ -8,6 +8,8 @@ import shutil
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.workflow import world
 
 
@@ -47,6 +49,7 @@ def test_an_editor_s_file_beside_the_list_changes_nothing(copy: Path) -> None:
     assert world.planned(copy) == {}
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_make_the_same_run(copy: Path) -> None:
     """`framepool train` under torchrun: the first process writes, once."""
     (run,) = (copy / "work" / "tiny" / "runs").glob("average-*")
