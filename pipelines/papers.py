@@ -2,7 +2,7 @@
 
     for row in ROWS: found = row.measure(); print(row.name, found.parameters, found.macs, found.rule, row.gmacs)
 
-Everything is counted on the meta device: no weights, no memory, no time. A row is a line in `ROWS`; `of_network` is for
+Networks are counted on the meta device: no weights, no memory, no time. A row is a line in `ROWS`; `of_network` is for
 a network on one input, `online` for an end-to-end head on one new frame and the embeddings of those before it.
 """
 
@@ -82,6 +82,16 @@ def online(kind: str, encoder: str, *, reads: str = "rgb", frames: int = 16, num
         return Measured(parameters(head), macs(model, frame, *state), own)
 
 
+def kft(dims: str, num_classes: int = 101) -> Measured:
+    """KFT and its trunk on one clip of 32 frames, with UCF101's classes."""
+    with torch.device("meta"):
+        trunk = build("kft_trunk", library="framepool", num_classes=0, layer="AvgPool", pool=False)
+        before = Measured(parameters(trunk), macs(trunk, torch.empty(1, *trunk.input.shape(3))))
+    head = heads.build("kft", {"maps": trunk.feature_shape}, num_classes, dims=dims).eval()  # picks rows by a mask
+    rows = {"maps": torch.zeros(1, 1, *trunk.feature_shape)}, {"maps": torch.ones(1, 1, dtype=torch.bool)}
+    return before + Measured(parameters(head), macs(head, *rows))
+
+
 def _last_map(encoder: str) -> str:
     """The layer whose map the encoder pools."""
     return "conv_head" if encoder.startswith("mobilenet") else "layer4"
@@ -93,6 +103,7 @@ def _two(first: Callable[[], Measured], second: Callable[[], Measured]) -> Measu
 
 _TABLE_2: Final = "VTN (2019), Table 2"
 _TABLE_5: Final = "VTN (2019), Table 5"
+_TABLE_I: Final = "KFT (2020), Table I"
 _FRAME: Final = partial(of_network, "resnet34")  # a classifier at each frame: the stream of colours in a fused model
 ROWS: Final[tuple[Row, ...]] = (
     Row(_TABLE_2, "3D ResNet-34", partial(of_network, "r3d34", "framepool"), 63.5, 50.2),
@@ -104,4 +115,7 @@ ROWS: Final[tuple[Row, ...]] = (
     Row(_TABLE_5, "ResNet-34 VTN, stacked", partial(online, "vtn", "resnet34", reads="stacked"), None, 3.88),
     Row(_TABLE_5, "ResNet-50 VTN", partial(online, "vtn", "resnet50"), None, 4.25),
     Row(_TABLE_5, "MobileNetV2 VTN", partial(online, "vtn", "mobilenetv2_100"), None, 0.4),
+    Row(_TABLE_I, "KFT-3D", partial(kft, "3d"), None, None),
+    Row(_TABLE_I, "KFT-2D", partial(kft, "2d"), None, None),
+    Row(_TABLE_I, "KFT-1D", partial(kft, "1d"), None, None),
 )

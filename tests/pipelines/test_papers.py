@@ -101,3 +101,14 @@ def test_the_command_prints_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert program.main(["models", "test_resnet"]) == 0
     said = capsys.readouterr().out
     assert "29,012,488" in said and "3.765G" in said and "3.77G" in said
+
+
+def test_kft_on_a_clip() -> None:
+    """kft.md, section 1: the trunk, the three blocks, and what of I3D is between and after them."""
+    found = {row.name: row.measure() for row in ROWS if row.table.startswith("KFT")}
+    whole = 7.53 + (8.3 + 25.2 + 37.8) + 2.79 + 2.93 + 0.83 + 0.85  # with the projection of the lateral link
+    assert found["KFT-3D"].parameters / 1e6 == pytest.approx(whole, rel=2e-3)
+    assert found["KFT-3D"].macs / 1e9 == pytest.approx(54.6 + 5.1 + 1.6 + 0.3 + 0.4, rel=5e-3)
+    flat = 7.53 + 28.4 + 8.3 + 6656 * 832 / 1e6 + 832 * 101 / 1e6  # spatial compression, one block, two layers
+    assert found["KFT-2D"].parameters / 1e6 == pytest.approx(flat, rel=5e-3)
+    assert found["KFT-1D"].parameters == found["KFT-2D"].parameters
