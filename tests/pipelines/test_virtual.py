@@ -112,6 +112,7 @@ def times(features: Features, modality: str, video: int) -> list[int]:
     return rows.time_us[rows.starts[video] :][: rows.lengths[video]].tolist()
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_the_stores(there: Path) -> None:
     """Pixels, and a network on flow that is not stored either, out of one decoding, beside stored rows."""
     whole = stored("pixels", "tvl1", "flow", "rgb").only(("pixels", "flow", "rgb"))

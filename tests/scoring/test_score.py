@@ -240,6 +240,7 @@ def test_a_machine_reads_again_and_again_and_asks_for_no_more_than_it_holds(here
     )
 
 
+@pytest.mark.slow
 def test_stages_that_read_one_source_share_it(tmp_path: Path) -> None:
     """Two networks on one store of pictures: decoded once, each picture through one lane of pictures."""
     from extract.config import NetworkConfig, Pixels, Rgb, Transform
