@@ -123,6 +123,11 @@ class Loop:
         if self.train.clip_s is not None and self.data.actions is None:
             fix = "leave train.clip_s away, or take a list with times, such as Charades'"
             raise UserError("labels without times", where=f"head {self.config.kind}: train.clip_s", fix=fix)
+        on_cpu = self.train.precision == "bf16" and self.device.type == "cpu"
+        if on_cpu and any(type(m) is nn.Conv3d for m in self.head.modules()):  # ours learn in fp32 there
+            where = f"head {self.config.kind}: train.precision"
+            fix = "set train.precision: fp32, or take a 3D network of framepool's"
+            raise UserError("torch's bf16 gradients of 3D convolutions are wrong on a CPU", where=where, fix=fix)
         self.ranks = ranks()
         self.module = spread(self.head, self.device)
         self.optimizer = make_optimizer(self.train, self.head.named_parameters(), self.head.lr_factors())

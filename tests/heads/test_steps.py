@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 import heads
 import heads.dropout
+from extract.networks.conv3d import Conv3d
 from features.errors import UserError
 from heads.config import BaseConfig, Sample
 from heads.kinds import AttentionClusterConfig, AverageConfig, StackedLstmConfig, TsLstmConfig, TsnConfig
@@ -273,6 +275,17 @@ def test_bf16_steps_are_near(tmp_path: Path) -> None:
     tsn(tmp_path / "bf16", config=changed(TSN, precision="bf16"))
     one, other = losses(tmp_path / "fp32"), losses(tmp_path / "bf16")
     assert 0 < np.abs(one - other).max() < 0.2
+
+
+@pytest.mark.parametrize(("kernel", "precision"), [("torch", "bf16"), ("torch", "fp32"), ("ours", "bf16")])
+def test_wrong_gradients_are_refused(kernel: str, precision: str) -> None:
+    config = changed(PLAIN["average"], precision=precision)
+    head = heads.from_config(config, {"rgb": (2,)}, 3)
+    head.add_module("clips", {"torch": nn.Conv3d, "ours": Conv3d}[kernel](1, 1, 3))
+    refused = pytest.raises(UserError, match=r"gradients of 3D convolutions are wrong on a CPU: head average: .*fp32")
+    with refused if (kernel, precision) == ("torch", "bf16") else nullcontext():
+        train = config.train  # type: ignore[attr-defined]
+        Loop(head=head, config=config, train=train, data=data_of([0, 1, 2]), seed=0, device=torch.device("cpu"))
 
 
 def test_pace_tells_what_is_left() -> None:
