@@ -84,6 +84,21 @@ def publish_folder(source: Path, target: Path) -> None:
         fsync_folder(target.parent)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """`target` as a second name of the file `source`; as a copy of it where the disk has no second names."""
+    temporary = target.with_name(f".{target.name}.tmp")
+    with writing(target):
+        Disk.remove(temporary)
+        try:
+            os.link(source, temporary)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb") as stream:
+                Disk.fsync(stream.fileno())
+        Disk.rename(temporary, target)
+        fsync_folder(target.parent)
+
+
 def fsync_folder(folder: Path) -> None:
     """Make the names in `folder` durable."""
     with writing(folder):

@@ -180,8 +180,8 @@ def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, *
     from heads.training import train_run
     from pipelines import plan as plans
     from pipelines.commands.stage_two import versions
+    from pipelines.described import described
     from pipelines.plan import WORK
-    from pipelines.scoring.described import described
 
     if head not in heads.HEADS:
         raise UserError("unknown head", got=head, fix=nearest(head, heads.HEADS))

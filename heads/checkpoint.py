@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 import heads
-from extract.networks.weights import NetworkError, fill, load_state, save_state
+from extract.networks.weights import NetworkError, fill, load_state, same_shapes, save_state
 from features.atomic import write_bytes
 from features.errors import DamagedStore, FramepoolError, UserError
 from heads.base import Head
 from heads.config import BaseConfig
 
+MAX_BYTES = 64 << 20  # of run.json; a hostile gigabyte stops here
 WEIGHTS, NETWORK, RUN, RESUME = "weights.safetensors", "network.safetensors", "run.json", "last.pt"
 
 
@@ -47,12 +48,15 @@ def load_head(
         if (folder / NETWORK).exists():
             config = config.with_network(str(folder / NETWORK))
         shapes = {modality: tuple(shape) for modality, shape in run["shapes"].items()}
-        head = heads.from_config(config, shapes, len(run["classes"]), classes=run["classes"])
+        wanted = config, shapes, len(run["classes"])
+        if config.encoder is None and getattr(config, "network", None) is None:
+            with torch.device("meta"):  # sizes that the weights do not have are refused before memory is asked for
+                same_shapes(heads.from_config(*wanted, classes=run["classes"]).state_dict(), state, str(path))
+        head = heads.from_config(*wanted, classes=run["classes"])
         fill(head, state, str(path))
-    except (NetworkError, KeyError, ValueError) as error:
-        raise DamagedStore(
-            "run does not load", where=folder, got=error, fix="remove the run and train it again"
-        ) from None
+    except (NetworkError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+        fix = "remove the run and train it again"
+        raise DamagedStore("run does not load", where=folder, got=error, fix=fix) from None
     return head.to(device).eval(), run
 
 
@@ -88,14 +92,19 @@ def check_classes(path: Path, own: Sequence[str], given: Sequence[str]) -> None:
 
 def read_run(folder: Path) -> dict[str, Any] | None:
     """run.json, which is written last: None where the run is not finished."""
+    path = folder / RUN
     try:
-        run: dict[str, Any] = json.loads((folder / RUN).read_text())
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"{size} bytes, and at most {MAX_BYTES} are read")
+        run = json.loads(path.read_bytes())
+        if not isinstance(run, dict):
+            raise ValueError(f"expected a JSON object, got {type(run).__name__}")
         return run
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DamagedStore(
-            "run does not load", where=folder / RUN, got=error, fix="remove the run and train it again"
+            "run does not load", where=path, got=error, fix="remove the run and train it again"
         ) from None
 
 

@@ -9,7 +9,6 @@ Legend: V videos, C classes, L rows.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from features.batches import Features
 from features.errors import DamagedStore, FramepoolError, UserError
 from features.recipe import digest, file_sha256
 from heads.base import Head
-from heads.checkpoint import RUN, WEIGHTS, load_head
+from heads.checkpoint import RUN, WEIGHTS, load_head, read_run
 from heads.config import BaseConfig
 from heads.data import Data
 from heads.fusion import fuse
@@ -61,6 +60,8 @@ class Trained:
         except (KeyError, ValueError, TypeError, OSError) as error:
             raise DamagedStore("run does not load", where=folder, got=error, fix="train it again") from None
         head, _ = load_head(folder, device=device)
+        if missing := {"stores", "classes", "multi_label"} - record.keys():
+            raise DamagedStore("run does not load", where=folder / RUN, expected=min(missing), fix="train it again")
         return cls(folder, record, name, head, config, {})
 
     @property
@@ -109,15 +110,11 @@ class Trained:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads((folder / RUN).read_bytes())
+    if (record := read_run(folder)) is not None:
         return record
-    except FileNotFoundError:
-        seeds = sorted(path.name for path in folder.glob("seed*"))
-        fix = f"name one of its seeds: {', '.join(seeds[:5])}" if seeds else "name a folder RUN/seedS of a finished run"
-        raise UserError("not a finished run", where=folder, expected=f"a {RUN} in it", fix=fix) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedStore("run does not load", where=folder / RUN, got=error, fix="train it again") from None
+    seeds = sorted(path.name for path in folder.glob("seed*"))
+    fix = f"name one of its seeds: {', '.join(seeds[:5])}" if seeds else "name a folder RUN/seedS of a finished run"
+    raise UserError("not a finished run", where=folder, expected=f"a {RUN} in it", fix=fix)
 
 
 def _member(folder: Path, place: str) -> Path:

@@ -20,6 +20,7 @@ from features.videolist.config import VideoSource
 from heads.config import BaseConfig
 from heads.kinds import FusionConfig, HeadConfig, RunWeights, TsnConfig
 from heads.map_kinds import MapsConfig
+from pipelines.comparisons import Comparison
 from pipelines.datasets.flash import FlashDigits, NoisyDigits
 from pipelines.sweeps import Sweep, expanded
 
@@ -51,6 +52,7 @@ class Dataset(Config):
     extractors: dict[Name, ExtractorConfig] = Field(min_length=1)
     heads: dict[Name, HeadConfig] = Field(min_length=1, description="those of the sweeps join them")
     sweeps: dict[Name, Sweep] = Field({}, description="variants of a head, and the table that they fill")
+    comparisons: tuple[Comparison, ...] = Field((), description="pairs of heads that a paper puts in an order")
 
     @model_validator(mode="before")
     @classmethod
@@ -90,6 +92,10 @@ class Dataset(Config):
             self._no_circle(name, ())
         for name in self.heads:
             self._no_waiting(name, ())
+        for comparison in self.comparisons:
+            for name in (comparison.better, comparison.than):
+                if not comparison.datasets and name not in self.heads:
+                    raise ValueError(f"names of heads in comparisons, not {name!r}")
         return self
 
     def _readable(self, head: str, modality: str) -> None:

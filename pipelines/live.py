@@ -25,7 +25,7 @@ import numpy.typing as npt
 import torch
 from av.video.frame import VideoFrame
 
-from extract.config import FromVideo, Networked, RgbDiff
+from extract.config import FromVideo, RgbDiff
 from extract.lanes import middle
 from extract.media import FOREVER, LIVE, Decoded, MediaError, Scaler, decode, decode_live, scheme_of
 from extract.runtime import engine, prepare
@@ -70,9 +70,8 @@ class Live:
         self._scaler: Callable[[], Scaler] = lambda: Scaler(*how)
         self._cut = middle((crop_px, crop_px, 3), source.facts["transform"]["crop"]) if source is not reader else ()
         self._engine: Any = None
-        if isinstance(source.config, Networked):
-            model = source.model()
-            single = replace(model, config=model.config.model_copy(update={"batch": 1}))
+        if source.model is not None:
+            single = replace(source.model, config=source.model.config.model_copy(update={"batch": 1}))
             self._engine = engine(single, prepare(single, cache), cache, threads=threads)
         torch.set_num_threads(threads)
 

@@ -22,6 +22,7 @@ from features.errors import UserError, nearest
 from features.recipe import digest
 from features.videolist import Video, VideoList
 from heads.kinds import NUMERICS, HeadConfig, RunWeights
+from pipelines.comparisons import Comparison
 from pipelines.config import Dataset, Rendered, config_path, from_run, has_network, load, waits_for, weights_digest
 from pipelines.datasets import demo, flash, scenes
 from pipelines.parts import Run, Store
@@ -193,15 +194,17 @@ class Plan:
 
     @cached_property
     def needs(self) -> list[Plan]:
-        """The plans of the other datasets whose runs make weights for this one. Raises `UserError` on a circle."""
+        """The plans of the other datasets whose runs make weights for this one, or are compared on its page. Raises
+        `UserError` on a circle."""
         found: dict[str, Plan] = {}
         todo = [self]
         for plan in todo:
             starts = (getattr(head, "start", None) for head in plan.config.heads.values())
             runs = (*(from_run(extractor) for extractor in plan.config.extractors.values()), *starts)
-            for name in sorted({run.dataset for run in runs if run is not None and run.dataset is not None}):
+            compared = {name for c in plan.config.comparisons for name in c.datasets} - {plan.dataset}
+            for name in sorted(compared | {run.dataset for run in runs if run is not None and run.dataset is not None}):
                 if name == self.dataset:
-                    got = f"{plan.dataset} takes weights of {name}"
+                    got = f"{plan.dataset} takes runs of {name}"
                     raise UserError("datasets wait for each other", where=config_path(self.dataset), got=got)
                 if name not in found:
                     found[name] = of(name)
@@ -275,6 +278,25 @@ class Plan:
         """Every run that the dataset needs."""
         return list(self._runs.values())
 
+    def compared(self) -> list[tuple[Comparison, str, list[Run], list[Run]]]:
+        """Each comparison on each of its datasets: its name, the runs said to be better, and those they are better
+        than."""
+        found = []
+        for comparison in self.config.comparisons:
+            for name in comparison.datasets or (self.dataset,):
+                plan = of(name) if name != self.dataset else self
+                better, than = (
+                    [plan.run(head, split) for split in plan.config.splits]
+                    for head in (comparison.better, comparison.than)
+                )
+                found.append((comparison, name, better, than))
+        return found
+
+    def foreign_runs(self) -> list[Run]:
+        """The runs of other datasets that the page compares."""
+        runs = [run for _, _, better, than in self.compared() for run in (*better, *than)]
+        return list({str(run.folder): run for run in runs if run.plan is not self}.values())
+
     def lost(self) -> list[str]:
         """What is not there although results were made of it: the outputs of jobs that failed since."""
         if not self.results.exists():
@@ -323,6 +345,7 @@ def requested(targets: Iterable[str]) -> list[Plan]:
     for plan in plans:
         for needed in (*plan.needs, plan):
             needed.runs()
+            needed.compared()
     return plans
 
 

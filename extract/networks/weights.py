@@ -58,7 +58,15 @@ def save_state(state: Mapping[str, torch.Tensor], notes: Mapping[str, Any]) -> b
 
 def fill(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
     """Put `state` into `module`; every key and shape must match, and every value be finite."""
-    own = module.state_dict()
+    same_shapes(module.state_dict(), state, where)
+    for key, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise NetworkError(f"weights are not finite: {where}: {key}")
+    module.load_state_dict(dict(state))
+
+
+def same_shapes(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse a `state` whose keys or shapes are not those of `own`, naming the first that is not."""
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
         side, key = ("lack", missing[0]) if missing else ("have an unknown", extra[0])
@@ -69,9 +77,6 @@ def fill(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> No
             raise NetworkError(
                 f"weights do not fit: {where}: {key}: expected {list(own[key].shape)}, got {list(value.shape)}"
             )
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise NetworkError(f"weights are not finite: {where}: {key}")
-    module.load_state_dict(dict(state))
 
 
 def across_channels(

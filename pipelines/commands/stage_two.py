@@ -27,8 +27,9 @@ from features.recipe import digest
 from features.videolist import VideoList
 from pipelines import plan as plans
 from pipelines.commands.stage_one import task_of
+from pipelines.comparisons import Comparison
+from pipelines.described import bring_weights, described
 from pipelines.plan import Plan, Run, Store
-from pipelines.scoring.described import described
 from pipelines.side_by_side import side_by_side
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def _tell(run: Run, seed: int, metrics: dict[str, Any], found: dict[int, dict[st
     found[seed] = metrics
     print(f"{run.head} seed {seed}: {_in_short(metrics)} after {time.monotonic() - start:.1f} s", flush=True)
     if set(run.seeds) <= found.keys():
+        bring_weights(run.folder, run.stores.values())
         write_json(run.folder / "trained.json", {"run": run.name, "metrics": {str(s): m for s, m in found.items()}})
 
 
@@ -321,15 +323,31 @@ def assemble(args: Namespace) -> None:
         args.out or plan.results,
         dataset=plan.dataset,
         title=plan.config.title,
-        runs=[run.folder / f"seed{seed}" for run in runs for seed in run.seeds],
+        runs=_folders(runs),
         stores=[s.folder for s in plan.stores() if not args.partial or Path(s.summary).is_file()],
         videos=plan.videos,
         splits=plan.config.splits,
         factors=plan.config.factors,
         plan_info=_plan_info(plan),
         sweeps=plan.config.sweeps,
+        compared=[(c, name, _folders(b), _folders(t)) for c, name, b, t in _compared(plan, args.partial)],
         thumbnails=thumbnails(plan.root, plan.generator),
     )
+
+
+def _folders(runs: Sequence[Run]) -> list[Path]:
+    return [run.folder / f"seed{seed}" for run in runs for seed in run.seeds]
+
+
+def _compared(plan: Plan, partial: bool) -> Iterator[tuple[Comparison, str, list[Run], list[Run]]]:
+    """The comparisons whose runs are finished: all of them, but for `partial` results."""
+    for comparison, name, better, than in plan.compared():
+        missing = next((run for run in (*better, *than) if not Path(run.summary).is_file()), None)
+        if missing is None:
+            yield comparison, name, better, than
+        elif not partial:
+            fix = f"run `framepool train {name} --head {missing.head} --split {missing.split}`"
+            raise UserError("a head that is compared is not trained yet", where=missing.folder, fix=fix)
 
 
 def versions() -> dict[str, str]:

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from extract.config import FromVideo, Networked, Pictured
 from extract.runtime import whole_network
 from extract.samplings import own_frames
+from extract.stage import Stage
 from features.errors import UserError
 from heads.base import Head
-from pipelines.of_run import OfRun, Source
+from pipelines.of_run import OfRun
 
 _CUBIC: Final = -0.6  # the parameter of swscale's bicubic filter; Pillow has -0.5, OpenCV -0.75
 
@@ -49,9 +50,12 @@ class HeadGraph(nn.Module):
 class NetworkGraph(nn.Module):
     """The network of an extractor on its samples, normalised inside."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Stage) -> None:
+        """Raises what `extract.networks.build` raises."""
         super().__init__()
-        network, facts = source.model().build()
+        if source.model is None:
+            raise TypeError(f"{source.config.kind} has no network")
+        network, facts = source.model.build()
         self.whole = whole_network(network, facts)
 
     def forward(self, samples: Tensor) -> Tensor:
@@ -141,7 +145,7 @@ class Clip(nn.Module):
         return frames.index_select(1, numbers), (j < count).expand(videos, -1)
 
 
-def pictures(run: OfRun) -> tuple[str, Source, Mapping[str, Any]]:
+def pictures(run: OfRun) -> tuple[str, Stage, Mapping[str, Any]]:
     """The only modality, the extractor that reads its pictures from the video, and how that one scales them.
 
     Raises `UserError` where the head reads several modalities, or one that is no picture.
@@ -151,17 +155,16 @@ def pictures(run: OfRun) -> tuple[str, Source, Mapping[str, Any]]:
     if len(names) > 1:
         raise UserError("no clip graph of several modalities", where=where, got=", ".join(names), fix=fix)
     source = run.sources[names[0]]
-    reader = source if source.source is None else source.source
+    reader = source.first
     fits = isinstance(source.config, Pictured) or source.config.kind == "pixels"
     if not fits or not isinstance(reader.config, FromVideo):
         raise UserError("no clip graph: its rows are no pictures", where=where, got=source.config.kind, fix=fix)
     return names[0], reader, reader.facts["transform"]
 
 
-def frames_a_row(source: Source) -> int:
+def frames_a_row(source: Stage) -> int:
     """T: how many frames a row is made of."""
-    reader = source.source or source
-    config = reader.config
+    config = source.first.config
     if not isinstance(config, FromVideo):
         return 1
     pairs = getattr(config, "pairs", None)

@@ -22,12 +22,13 @@ from extract.config import FromVideo, Networked
 from extract.media import Decoded, MediaError, decode, probe
 from extract.samples import job_of, samples
 from extract.sampling import rows as frame_numbers
+from extract.stage import Stage
 from features.batches import Features
-from features.errors import FramepoolError
+from features.errors import FramepoolError, UserError
 from features.outcome import Outcome
 from pipelines.export.graphs import frames_a_row, pictures
 from pipelines.export.write import Array
-from pipelines.of_run import OfRun, Source
+from pipelines.of_run import OfRun
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,18 @@ class Clips:
 
 
 def real_clips(run: OfRun, videos: int) -> Clips:
-    """Up to `videos` of the test videos, evenly over the list."""
-    plan = run.plan
-    column = plan.videos.splits.index(run.record["split"])
+    """Up to `videos` of the test videos, evenly over the list; none where the dataset is not here."""
+    try:
+        plan = run.plan
+        column = plan.videos.splits.index(run.record["split"])
+    except (UserError, ValueError):
+        return Clips(run, {}, None)
     test = [v for v in plan.videos.videos if v.splits[column] == "test"] if videos else []
     chosen = test[:: max(1, len(test) // max(1, videos))][:videos]
     features = None
     with suppress(FramepoolError):
         if chosen:
-            features = Features.open({m: s.store.folder for m, s in run.sources.items()}, [v.id for v in chosen])
+            features = Features.open({m: run.store(m) for m in run.sources}, [v.id for v in chosen])
     return Clips(run, {v.id: plan.root / v.path if v.path else Path() for v in chosen}, features)
 
 
@@ -83,12 +87,13 @@ def _inputs(run: OfRun, features: Features, videos: torch.Tensor) -> tuple[dict[
     return {name: value.numpy() for name, value in named.items()}, logits
 
 
-def real_features(source: Source, clips: Clips) -> Iterator[tuple[Array, Array]]:
+def real_features(modality: str, clips: Clips) -> Iterator[tuple[Array, Array]]:
     """(samples (L,*S), stored rows (L,*D)) of each video, for a network that reads the video itself."""
-    if clips.features is None or not isinstance(source.config, Networked) or source.source is not None:
+    source = clips.run.sources[modality]
+    if clips.features is None or not isinstance(source.config, Networked) or source.before is not None:
         return
     job = job_of(source.config, source.facts["transform"])
-    stored = clips.features.rows[source.store.extractor]
+    stored = clips.features.rows[modality]
     for number, path in enumerate(clips.paths.values()):
         if not path.is_file() or not int(stored.lengths[number]):
             continue
@@ -99,7 +104,7 @@ def real_features(source: Source, clips: Clips) -> Iterator[tuple[Array, Array]]
             yield np.stack(found), rows
 
 
-def full_frames(path: Path, reader: Source) -> Array:
+def full_frames(path: Path, reader: Stage) -> Array:
     """(L,[T,]H,W,3) uint8: the frames that the extractor `reader` samples, unscaled. Raises `MediaError`."""
     config = reader.config
     if not isinstance(config, FromVideo):

@@ -23,12 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from extract.config import Networked
+from extract.stage import Stage
 from features.atomic import write_json
 from features.errors import FramepoolError, UserError
 from pipelines.export.graphs import Clip, HeadGraph, NetworkGraph, frames_a_row, pictures
 from pipelines.export.real import real_clips, real_features, real_rows
 from pipelines.export.write import SUFFIX, Array, Axes, runner, write
-from pipelines.of_run import OfRun, Source
+from pipelines.of_run import OfRun
 
 LOGITS: Final = 1e-4  # of the largest logit, or of 1
 FEATURES: Final = 1e-3  # L2, relative
@@ -134,7 +135,7 @@ def _real(
         return {"videos": len(pairs), "frames_of_videos": apart(got, want), "same_label": float(agree)}
     errors = [
         float(np.linalg.norm(exported({"samples": samples}) - rows)) / max(1e-12, float(np.linalg.norm(rows)))
-        for samples, rows in real_features(run.sources[graph.name], clips)
+        for samples, rows in real_features(graph.name, clips)
     ]
     if not errors:
         return {}
@@ -170,8 +171,10 @@ def _head(run: OfRun) -> Graph:
     return Graph("head", HeadGraph(head), [*names, *(f"{m}_mask" for m in names)], axes, "logits", example)
 
 
-def _network(name: str, source: Source) -> Graph:
-    model = source.model()
+def _network(name: str, source: Stage) -> Graph:
+    model = source.model
+    if model is None:
+        raise TypeError(f"{name} has no network")
     shape, dtype = model.example({"transform": source.facts["transform"]})
 
     def example(videos: int, length: int, seed: int) -> list[Tensor]:
@@ -206,8 +209,8 @@ def _told(run: OfRun, modality: str) -> dict[str, Any]:
         "row_shape": list(run.head.shapes[modality]),
         "rows_of_a_test": config.rows(modality).test,
         "align": config.align,
-        "store": source.store.name,
+        "store": run.record["stores"][modality]["store"],
         "extractor": source.config.model_dump(mode="json"),
-        "facts": dict(source.facts),
-        "source": None if source.source is None else source.source.config.model_dump(mode="json"),
+        "facts": source.lasting_facts,
+        "source": None if source.before is None else source.before.config.model_dump(mode="json"),
     }

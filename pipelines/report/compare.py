@@ -1,4 +1,4 @@
-"""How far each head is behind the best, and how sure that is: a paired bootstrap over test videos.
+"""How far a head is behind another, and how sure that is: a paired bootstrap over test videos.
 
 A video counts as the share of seeds that have it right. Videos are drawn with replacement, the same ones for both heads
 and each split by itself; the interval holds 95 % of the differences (Efron and Tibshirani, 1993, §13.3). Where videos
@@ -6,20 +6,24 @@ have several labels there is no share of a video, and no interval.
 Legend: V videos of a split, R draws.
 
     behind(heads)["average"]                                    # Gap(mean=0.012, low=0.004, high=0.021)
+    Pair(comparison, "ucf6-trained", head, other).verdict       # "holds"
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from heads.metrics import ranks
 from heads.results import read_predictions
-from pipelines.report.runs import Head
+from pipelines.comparisons import Comparison
+from pipelines.report.runs import Head, ranking
 
 DRAWS: Final = 4000
 
@@ -36,15 +40,68 @@ class Gap(NamedTuple):
 
 def behind(heads: Sequence[Head]) -> dict[str, Gap]:
     """By name, for each head but the first, which is the best; empty where videos have several labels."""
-    if len(heads) < 2 or heads[0].multi_label:
-        return {}
-    best = _shares(heads[0])
-    found = {}
-    for head in heads[1:]:
-        own = _shares(head)
-        if own.keys() == best.keys() and all(len(own[s]) == len(best[s]) for s in best):
-            found[head.name] = interval([best[s] - own[s] for s in best])
-    return found
+    gaps = {head.name: gap(heads[0], head) for head in heads[1:]}
+    return {name: found for name, found in gaps.items() if found is not None}
+
+
+def gap(ahead: Head, other: Head) -> Gap | None:
+    """Top-1 of `ahead` less that of `other`; None where videos have several labels, or other videos were tested."""
+    if ahead.multi_label or other.multi_label:
+        return None
+    best, own = _shares(ahead), _shares(other)
+    if own.keys() != best.keys() or any(len(own[s]) != len(best[s]) for s in best):
+        return None
+    return interval([best[s] - own[s] for s in best])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A comparison of two heads of a dataset."""
+
+    comparison: Comparison
+    dataset: str
+    better: Head
+    than: Head
+
+    @property
+    def metric(self) -> str:
+        """What both are judged by."""
+        return ranking([self.better, self.than])
+
+    @cached_property
+    def gap(self) -> Gap | None:
+        """How far the one is ahead."""
+        return gap(self.better, self.than)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the paper's order holds, as far as the test videos tell."""
+        if self.gap is None:
+            return "no interval"
+        return "holds" if self.gap.low > 0 else "reversed" if self.gap.high < 0 else "not told apart"
+
+    @property
+    def remark(self) -> str:
+        """What the config says about it."""
+        return self.comparison.remarks.get(self.dataset, "")
+
+    def row(self) -> dict[str, Any]:
+        """The pair as a CSV has it; shares of 1."""
+        both = {"better": self.better, "than": self.than}
+        scores = {key: head.score(self.metric) for key, head in both.items()}
+        deviations = {f"{key}_std_over_seeds": head.deviation(self.metric) for key, head in both.items()}
+        edges = self.gap._asdict() if self.gap else dict.fromkeys(Gap._fields)
+        return {
+            "claim": self.comparison.claim,
+            "dataset": self.dataset,
+            "better_head": self.better.name,
+            "than_head": self.than.name,
+            **scores,
+            **deviations,
+            **{f"ahead{'' if key == 'mean' else f'_{key}'}": value for key, value in edges.items()},
+            "verdict": self.verdict,
+            "remark": self.remark,
+        }
 
 
 def interval(differences: Sequence[Shares], draws: int = DRAWS) -> Gap:

@@ -24,8 +24,9 @@ from features.atomic import Disk, make_folder, write_bytes, write_json
 from features.errors import printable
 from features.videolist import VideoList
 from heads.results import read_attention
+from pipelines.comparisons import Comparison
 from pipelines.report import figures
-from pipelines.report.compare import Gap, behind
+from pipelines.report.compare import Gap, Pair, behind
 from pipelines.report.runs import Head, by_head, metric_names, ranking, read_run
 from pipelines.report.stores import Store, flat, read_store
 from pipelines.report.tables import Table, tables
@@ -48,16 +49,19 @@ def assemble(
     factors: Sequence[str],
     plan_info: dict[str, Any],
     sweeps: Mapping[str, Sweep] | None = None,
+    compared: Sequence[tuple[Comparison, str, Sequence[Path], Sequence[Path]]] = (),
     thumbnails: Thumbnails | None = None,
 ) -> None:
     """Write the results folder of `dataset` from the folders of its finished runs and of its stores.
 
+    `compared` has for each comparison the dataset and the folders of the finished runs on both sides.
     `plan_info` goes into run.json; its ``command`` and ``versions`` are shown on the page.
     """
     heads = by_head(read_run(folder) for folder in runs)
     found = [read_store(folder) for folder in stores]
     metrics = metric_names(heads, factors)
     filled = tables(sweeps or {}, heads)
+    pairs = [Pair(c, name, *(by_head(map(read_run, side))[0] for side in sides)) for c, name, *sides in compared]
     listed_heads = outside(heads, filled)
     drawn, gaps = _drawn(listed_heads, factors, videos, filled), behind(heads)
     looking, looks = _looks(heads, videos, thumbnails) if thumbnails else ("", {})
@@ -73,6 +77,8 @@ def assemble(
     Disk.remove(out / "tables")
     for table in filled:
         _write_csv(make_folder(out / "tables") / f"{table.name}.csv", table.rows())
+    if pairs:
+        _write_csv(make_folder(out / "tables") / "comparisons.csv", [pair.row() for pair in pairs])
     write_json(out / "metrics.json", _metrics(dataset, leaderboard(heads, metrics, splits, gaps), heads, metrics))
     write_json(out / "run.json", _run(dataset, title, heads, found, plan_info))
     page = (
@@ -84,6 +90,7 @@ def assemble(
             heads=listed_heads,
             unlisted=len(heads) - len(listed_heads),
             tables=filled,
+            pairs=pairs,
             looking=looking,
             metrics=metrics,
             ranking=ranking(heads),

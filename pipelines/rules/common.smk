@@ -86,7 +86,7 @@ def everything_of(wildcards):
     here = plan.of(wildcards.dataset)
     # Snakemake removes what a failed job leaves, and would not miss it where the results of before still stand.
     workflow.dag.forcefiles.update(here.lost())
-    return [str(here.list_file), *(item.summary for item in (*here.stores(), *here.runs()))]
+    return [str(here.list_file), *(item.summary for item in (*here.stores(), *here.runs(), *here.foreign_runs()))]
 
 
 def device_count(wildcards):

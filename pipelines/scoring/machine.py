@@ -20,16 +20,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from extract.config import Frames, Imported
 from extract.sampling import Window
 from extract.sources import Clip
 from extract.span import Media
 from extract.whole import Extraction, Video
 from features.batches import Features
-from features.errors import printable
+from features.errors import UserError, printable
 from features.outcome import WITH_ROWS, Outcome
 from heads.scoring import Trained
+from pipelines.extractors import Stages
 from pipelines.plan import WORK
-from pipelines.scoring.extractors import Stages
 
 BLOCK: Final = 64  # videos that a head sees together, at most
 BLOCK_BYTES: Final = 64 << 20
@@ -80,6 +81,10 @@ class Machine:
             for run in top.trained
         }
         self.names = list(dict.fromkeys(name for reads in self._reads.values() for name in reads.values()))
+        for name in self.names:
+            if isinstance(config := self.stages.found[name].first.config, Frames | Imported):
+                got = "frames that are made" if isinstance(config, Frames) else "rows that others made"
+                raise UserError("a run that reads no videos scores none", where=options.runs[0], got=got)
         self._stack, self._number = ExitStack(), 0
 
     def __enter__(self) -> Self:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from features.errors import DamagedStore
-from pipelines.report.compare import behind, interval
+from pipelines.comparisons import Comparison
+from pipelines.report import assemble
+from pipelines.report.compare import Pair, behind, interval
 from pipelines.report.runs import by_head, read_run
-from tests.pipelines.test_report import make_run
+from tests.pipelines.test_report import make_list, make_run
 
 
 def test_the_interval_is_that_of_the_mean() -> None:
@@ -38,3 +41,48 @@ def test_heads_are_compared_video_by_video(tmp_path: Path) -> None:
     (folders[0] / "predictions.npz").write_bytes(b"no zip")
     with pytest.raises(DamagedStore, match=r"run is not complete: .*predictions\.npz"):
         behind(heads)
+
+
+def pair(root: Path, better: float, than: float) -> Pair:
+    claim = Comparison(claim="a < b", better="a", than="b", datasets=("here",), remarks={"here": "it is <so>"})
+    folders = [make_run(root, name, "1", seed, top1) for name, top1 in (("a", better), ("b", than)) for seed in (0, 1)]
+    heads = {head.name: head for head in by_head(map(read_run, folders))}
+    return Pair(claim, "here", heads["a"], heads["b"])
+
+
+@pytest.mark.parametrize(
+    ("better", "than", "verdict"), [(0.8, 0.7, "holds"), (0.7, 0.8, "reversed"), (0.7, 0.7, "not told apart")]
+)
+def test_an_order_holds_where_the_interval_lies_on_its_side(
+    tmp_path: Path, better: float, than: float, verdict: str
+) -> None:
+    found = pair(tmp_path, better, than)
+    assert found.verdict == verdict and found.gap is not None
+    assert found.gap.mean == pytest.approx(better - than, abs=0.05)
+    row = found.row()
+    assert (row["better"], row["than"], row["verdict"]) == (better, than, verdict)
+
+
+def test_the_page_and_a_file_have_the_pairs(tmp_path: Path) -> None:
+    """Of this dataset and of another, whose heads are on no leaderboard here."""
+    found, out = pair(tmp_path, 0.8, 0.7), tmp_path / "results"
+    sides = [[run.folder for run in head.runs] for head in (found.better, found.than)]
+    own = make_run(tmp_path, "average", "1", 0, 0.5)
+    assemble(
+        out,
+        dataset="made",
+        title="T",
+        runs=[own],
+        stores=[],
+        videos=make_list(),
+        splits=("1",),
+        factors=(),
+        plan_info={},
+        compared=[(found.comparison, "here", *sides)],
+    )
+    page = (out / "index.html").read_text()
+    assert "a &lt; b" in page and "it is &lt;so&gt;" in page and "<td>here</td>" in page and "holds" in page
+    [row] = csv.DictReader((out / "tables" / "comparisons.csv").open(newline=""))
+    assert row["claim"] == "a < b" and float(row["ahead_low"]) > 0
+    board = list(csv.DictReader((out / "leaderboard.csv").open(newline="")))
+    assert [line["head"] for line in board] == ["average"]

@@ -202,9 +202,7 @@ def test_the_papers_own_datasets_are_planned(tmp_path: Path, monkeypatch: pytest
 def test_datasets_that_begin_with_each_others_runs(written: Path) -> None:
     world.write_config(written, changed("heads.rgb.start", {"run": "tuned", "dataset": "tuned"}))
     plans.of.cache_clear()
-    with pytest.raises(
-        UserError, match=r"datasets wait for each other: config/tiny.yaml: got tuned takes weights of t"
-    ):
+    with pytest.raises(UserError, match=r"datasets wait for each other: config/tiny.yaml: got tuned takes runs of t"):
         _ = plans.of("tiny").needs
 
 

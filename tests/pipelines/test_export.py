@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import yaml
 
 from extract.media import Scaler
+from features.atomic import make_folder
 from features.errors import FramepoolError, UserError
 from pipelines import __main__ as program
 from pipelines import plan as plans
@@ -138,19 +140,28 @@ def test_a_fusion_is_not_exported(here: Path, capsys: Any) -> None:
     assert "a fusion has no weights of its own" in capsys.readouterr().err
 
 
-def test_weights_that_changed_are_refused(here: Path, tmp_path: Path) -> None:
-    path = Path("network.safetensors")
-    kept = path.read_bytes()
-    run = of_run(run_folder("average"))
-    try:
-        path.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-        with pytest.raises(FramepoolError, match="weights are not those that the run was trained on"):
-            run.sources["rgb"].model()
+def test_a_run_brings_its_weights_and_needs_no_dataset(here: Path, tmp_path: Path) -> None:
+    """Another file is where its weights were, and the run lies elsewhere."""
+    moved = shutil.copytree(run_folder("average").parent, tmp_path / "moved")
+    weights, aside = Path("network.safetensors").absolute(), tmp_path / "aside"
+    own = weights.read_bytes()
+    other = bytes([*own[:-1], own[-1] ^ 1])
+    weights.rename(aside)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(make_folder(tmp_path / "empty"))
         plans.of.cache_clear()
-        with pytest.raises(UserError, match="the config no longer makes the features of this run"):
-            of_run(run_folder("average"))
-    finally:
-        path.write_bytes(kept)
+        try:
+            weights.write_bytes(other)
+            report = export_run(of_run(moved / "seed0"), tmp_path / "out", "onnx", videos=2, say=lambda _: None)
+            (kept,) = (moved / "extractors").iterdir()
+            assert kept.read_bytes() == own
+            kept.write_bytes(other)  # and none of the places has the right one
+            with pytest.raises(UserError, match=r"weights are not there: .*network.safetensors: expected sha256 .*"):
+                of_run(moved / "seed0", tmp_path / "cache")
+        finally:
+            aside.rename(weights)
+    assert set(report["graphs"]) == {"head", "rgb", "clip"}
+    assert report["graphs"]["head"]["checked"].keys() == {"made_up"}
 
 
 def test_other_numbers_are_refused(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

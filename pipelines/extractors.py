@@ -1,9 +1,9 @@
 """The extractors of a run: what its run.json says of them, and the stages that they are once more.
 
-A run's stores have digests, and a stage is built only where config, code and weights come to the same ones: an archive
-cannot be scored with other features than the head was trained on.
+A run's stores have digests, and a stage is built only where config, code and weights come to the same ones: nothing is
+scored, streamed or exported with other features than the head was trained on. The dataset is not needed for it.
 
-    stages = Stages(cache); stage = stages.of(trained, "rgb")
+    stages = Stages(cache); stage = stages.found[stages.of(trained, "rgb")]
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from extract.config import AnyExtractor, ExtractorConfig, Frames, Networked, recipe
+from extract.config import AnyExtractor, ExtractorConfig, Frames, Imported, Networked, recipe
 from extract.stage import Stage
 from features.errors import FramepoolError, UserError, printable
 from features.recipe import digest, file_sha256
 from heads.scoring import Trained
 from pipelines import plan as plans
-from pipelines.scoring.described import described
+from pipelines.described import WEIGHTS_OF, described, own_weights
 
 _AGAIN = "extract and train again"
 
@@ -37,7 +37,7 @@ class Stages:
         """The digest of the extractor whose rows are `modality` of a run; it is in `found` from now on."""
         store = run.record["stores"][modality]
         extractor = run.record.get("extractors", {}).get(modality) or _by_config(run, modality)
-        found = self._stage(run, extractor, store["facts"])
+        found = self._stage(run, extractor, store["facts"], modality)
         if found != store["digest"]:
             raise _other(run, modality, store["digest"], found)
         ours = self.found[found].lasting_facts
@@ -48,15 +48,13 @@ class Stages:
                 raise UserError("not the run's extractor", where=where, expected=theirs, got=ours.get(key), fix=fix)
         return found
 
-    def _stage(self, run: Trained, extractor: dict[str, Any], facts: dict[str, Any]) -> str:
+    def _stage(self, run: Trained, extractor: dict[str, Any], facts: dict[str, Any], modality: str = "") -> str:
         try:
             config: AnyExtractor = TypeAdapter(ExtractorConfig).validate_python(extractor["config"])
             source, own = extractor["source"], extractor["recipe"]
         except (ValueError, KeyError, TypeError) as error:
             got = printable(str(error).splitlines()[0])
             raise FramepoolError("run does not load", where=run.folder, got=got, fix=_AGAIN) from None
-        if isinstance(config, Frames):
-            raise UserError("a run of videos that are made as they are read scores no files", where=run.folder)
         before = None if source is None else self._stage(run, source, {})
         weights = own["network"]["weights"] if isinstance(config, Networked) else None
         name = digest(recipe(config, weights, before))
@@ -68,6 +66,7 @@ class Stages:
                 weights=_weights(run, extractor["weights"], facts),
                 cache=self._cache,
                 before=None if before is None else self.found[before],
+                made_shape=_made_shape(run, config, modality),
             )
             self.found[name] = self._quantised(run, stage, facts)
             self.made_from[name] = extractor
@@ -81,6 +80,14 @@ class Stages:
             fix = f"bring the folder of that name, or run `framepool extract {run.record['dataset']}` here once"
             raise UserError("its int8 network is not here", where=self._cache, expected=facts["int8"], fix=fix)
         return replace(stage, facts={**stage.facts, "int8": facts["int8"]})
+
+
+def _made_shape(run: Trained, config: AnyExtractor, modality: str) -> tuple[int, ...] | None:
+    """Of a row that no video is decoded for."""
+    if isinstance(config, Frames):
+        generator = plans.of(run.record["dataset"]).generator
+        return None if generator is None else generator.shape
+    return tuple(run.head.shapes[modality]) if isinstance(config, Imported) and run.head is not None else None
 
 
 def _other(run: Trained, extractor: str, expected: str, got: str) -> UserError:
@@ -103,12 +110,12 @@ def _weights(run: Trained, named: str | None, facts: dict[str, Any]) -> Path | s
     if named is None or named == "DEFAULT":
         return named
     expected, path, folder = facts["weights_sha256"], Path(named), run.folder.absolute()
-    own = folder / "extractors" / f"{expected[:16]}{path.suffix}"
+    own = [own_weights(place, expected, path) for place in (folder.parent, folder)]
     trees = [folder.parents[4] / path] if len(folder.parents) > 4 else []  # ROOT/work/DATASET/runs/RUN/seedS
-    for place in (own, path, *trees):
+    for place in (*own, path, *trees):
         if place.is_file() and file_sha256(place) == expected:
             return place
-    fix = f"put the file of that sha256 there, or into the run as extractors/{own.name}"
+    fix = f"put the file of that sha256 there, or into the run as {WEIGHTS_OF}/{own[0].name}"
     got = "another file" if path.is_file() else "no file"
     where = f"{run.folder}: {printable(named)}"
     raise UserError("weights are not there", where=where, expected=f"sha256 {expected}", got=got, fix=fix)
