@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -56,29 +56,31 @@ class Stream:
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        self._compiled = core.compile_model(core.read_model(model), "CPU", options)
-        self._request = self._compiled.create_infer_request()
+        compiled = core.compile_model(core.read_model(model), "CPU", options)
+        self._request = request = compiled.create_infer_request()
+        self._frame, self._logits = request.get_input_tensor(0).data, request.get_output_tensor(0).data
+        states = range(1, len(compiled.outputs))
+        self._states = [(request.get_input_tensor(k).data, request.get_output_tensor(k).data) for k in states]
+        self._more = [request.get_input_tensor(k).data for k in range(2, len(compiled.inputs))]
         self._begun = False
 
     def __call__(self, frame: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """(S,S,C) uint8 -> logits (K,), a copy."""
-        request = self._request
-        request.get_input_tensor(0).data[0] = frame
+        self._frame[0] = frame
         if not self._begun:
             self._begin(frame)
-        request.infer()
-        states = range(1, len(self._compiled.outputs))
-        for k in states:  # what is known now is what was known before the next frame
-            request.get_input_tensor(k).data[:] = request.get_output_tensor(k).data
-        logits: npt.NDArray[np.float32] = request.get_output_tensor(0).data[0].copy()
+        self._request.infer()
+        for given, found in self._states:  # what is known now is what was known before the next frame
+            given[:] = found
+        logits: npt.NDArray[np.float32] = self._logits[0].copy()
         return logits
 
     def _begin(self, frame: npt.NDArray[np.uint8]) -> None:
         """Fill the ring with the embedding of the first frame, which the network gives as its newest."""
-        request: Any = self._request
-        for k in range(2, len(self._compiled.inputs)):
-            request.get_input_tensor(k).data[0] = frame
-        request.get_input_tensor(1).data[:] = 0
-        request.infer()
-        request.get_input_tensor(1).data[:] = request.get_output_tensor(1).data[:, -1:]
+        for state in self._more:
+            state[0] = frame
+        (ring, newest), *_ = self._states
+        ring[:] = 0
+        self._request.infer()
+        ring[:] = newest[:, -1:]
         self._begun = True
