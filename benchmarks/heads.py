@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -166,8 +167,8 @@ def command(folder: Path, head: str) -> tuple[float, float]:
     )
     seconds, first = [], 0.0
     for line in process.stdout or ():
-        if "epoch " in line:
-            seconds.append(float(line.rsplit("(", 1)[1].split()[0]))
+        if found := re.search(r": epoch .*\(([\d.]+) s", line):  # and not those from inside of one
+            seconds.append(float(found[1]))
             first = first or time.monotonic() - started - seconds[0]
     if process.wait() or len(seconds) != 2:
         raise SystemExit(f"framepool train {head} ended with {process.returncode}")

@@ -6,7 +6,8 @@ A step is one new frame of 224x224 through the encoder and the decoder on the la
 weights. Ours is `pipelines.streaming.Stream`, called with another frame each time, one after the other, as a camera
 gives them; `benchmark_app` runs the very file, one request at a time, in the same precision, on as many cores; torch
 runs the same step eagerly in fp32, and the aim of 5 is for ours at bf16. The three take turns, `--rounds` times, and
-the median counts: other work on the machine comes and goes.
+the median counts: other work on the machine comes and goes. Beside them stand the frames a second of the paper (VTN,
+Table 5), which are of a Core i7-8700, of another version of OpenVINO, and of fp32.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 
 import heads
+from benchmarks.extraction import processor
 from heads.streaming import Online
 from pipelines.streaming import Stream, export
 
@@ -35,6 +37,7 @@ ENCODERS = ("resnet34", "resnet50", "mobilenetv2_100")
 SIDE_PX, CLASSES, FRAMES = 224, 400, 16
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 WARM_UP = 5
+PAPER = {"resnet34": 56, "resnet50": 49, "mobilenetv2_100": 177}
 Precision = Literal["fp32", "bf16"]
 
 
@@ -45,7 +48,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=10, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    print(f"{CORES} cores; frames/s, medians of {args.rounds} rounds of {args.seconds} s")
+    print(f"{CORES} cores, {processor()}; frames/s, medians of {args.rounds} rounds of {args.seconds} s", flush=True)
     for encoder in args.only:
         with tempfile.TemporaryDirectory() as folder:
             measure(encoder, Path(folder), args.precisions, args.seconds, args.rounds)
@@ -69,7 +72,8 @@ def measure(encoder: str, folder: Path, precisions: list[Precision], seconds: in
     for p in precisions:
         ours, app = rates[f"ours {p}"], rates[f"app {p}"]
         said = f"{encoder:16s} {p}  ours {ours:7.1f}  benchmark_app {app:7.1f}  torch {rates['torch']:6.1f}"
-        print(f"{said}  over benchmark_app {ours / app:.2f}, over torch {ours / rates['torch']:.1f}", flush=True)
+        ratios = f"over benchmark_app {ours / app:.2f}, over torch {ours / rates['torch']:.1f}"
+        print(f"{said}  {ratios}; the paper's i7-8700 {PAPER[encoder]}", flush=True)
 
 
 def per_second(step: Callable[[Any], Any], film: Any, seconds: int) -> float:
