@@ -65,10 +65,10 @@ def test_kills_at_random_moments_lose_and_double_nothing(here: Path, kind: str) 
             continue
         assert one.returncode == 0, said
         same(here / "whole.parquet", out)
-        finished += 1
+        finished, last = finished + 1, out
     assert fell >= 2, "too few kills fell into the work itself for this to mean anything"
     world.tar_of(here / "archive.tar", [*names, *((f"more{n}.mp4", here / "clips" / "0.mp4") for n in range(10))])
-    printed, _ = start(here, out.name).communicate()
+    printed, _ = start(here, last.name).communicate()
     assert ": 10 videos scored in " in printed and f"{VIDEOS} were there before" in printed
 
 
