@@ -65,8 +65,8 @@ class FromRun(Config):
 
 
 class NetworkConfig(Config):
-    """A network of timm, torchvision (2D and 3D) or our own (`framepool`: yamnet, vggish, vgg16_audio, flash_cnn,
-    r3d34), by name.
+    """A network of timm, torchvision (2D and 3D) or our own (`framepool`: i3d, kft_trunk, c3d, r3d34, yamnet, vggish,
+    vgg16_audio, flash_cnn), by name.
 
     `weights` is a local file, ``DEFAULT`` (downloaded by the library), or ``{run: HEAD}``. `options` go to the
     library's constructor. `layer` names a module whose output is wanted instead of the pooled features before the

@@ -17,17 +17,17 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from extract.span import Media, Span
 from features.errors import UserError, printable
 from features.outcome import Outcome
+from features.tars import Headers
 from features.videolist.names import VIDEO_SUFFIXES, refusal
 from features.videolist.text import decoded
 
-HEADER_BYTES: Final = 1 << 20  # of a member; nobody's path is longer
 PACKED: Final = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".tbz2", ".txz", ".lzma")
 NESTED: Final = (".tar", ".zip", ".7z", ".rar", *PACKED)
 _BLOCK: Final = 512
@@ -35,77 +35,107 @@ _BLOCK: Final = 512
 
 @dataclass(frozen=True)
 class Clip:
-    """A video: `source` as the command names it, `name` within it (printable), and its bytes, or why it has none."""
+    """A video: `source` as the command names it, `name` within it (printable), and its bytes, or why it has none.
+
+    `top` is what the name is below, wherever the command is given; `of_all` is said of a whole archive or folder.
+    """
 
     source: str
     name: str
     media: Media | None = None
     refused: Outcome | None = None
+    top: str = ""
+    of_all: bool = False
 
     @property
     def key(self) -> bytes:
-        """16 bytes that tell it from every other."""
-        text = f"{self.source}\0{self.name}"
+        """16 bytes that tell it from every other; what is refused is another one once it can be read."""
+        text = f"{self.top or self.source}\0{self.name}\0{self.refused.reason if self.refused else ''}"
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-def walk(source: Path, root: Path | None = None, only: Sequence[str] = ()) -> Iterator[Clip]:
+def walk(source: Path, root: Path | None = None, only: Sequence[str] = (), skip: Sequence[Path] = ()) -> Iterator[Clip]:
     """The videos of a folder (recursive, tars in it included), a tar, a list (paths below `root`, or below the list's
-    folder) or of one file, in one order; `only` are patterns of names such as ``*.mp4``.
+    folder) or of one file, in one order; `only` are patterns of names such as ``*.mp4``, `skip` files and folders that
+    are none of them.
 
-    Raises `UserError` where `source` cannot be read, or is a packed tar.
+    Raises `UserError` where `source` cannot be read, or is a packed tar; at once, and not when the first is asked for.
     """
-    for clip in _clips(source, root):
-        if not only or any(fnmatch.fnmatch(clip.name, pattern) for pattern in only):
+    return _wanted(_clips(source, root, _kind(source), frozenset(map(os.path.abspath, skip))), only)
+
+
+def _wanted(clips: Iterator[Clip], only: Sequence[str]) -> Iterator[Clip]:
+    for clip in clips:
+        if not only or clip.of_all or any(fnmatch.fnmatch(clip.name, pattern) for pattern in only):
             yield clip
 
 
-def _clips(source: Path, root: Path | None) -> Iterator[Clip]:
+def _kind(source: Path) -> str:
     try:
         mode = source.stat().st_mode
     except (OSError, ValueError) as error:
         raise UserError("cannot read source", where=source, got=getattr(error, "strerror", error)) from None
     suffix = source.suffix.lower()
     if stat.S_ISDIR(mode):
-        yield from _folder(source, source, os.path.realpath(source))
-    elif not stat.S_ISREG(mode):
+        return "folder"
+    if not stat.S_ISREG(mode):
         raise UserError("cannot read source", where=source, expected="a folder, a tar, a list or a video")
-    elif suffix == ".tar":
-        yield from _tar(source, str(source))
-    elif suffix in PACKED:
+    if suffix in PACKED:
         fix = "unpack it to a plain .tar: only there a member can be read where it lies"
         raise UserError("packed archive", where=source, expected="a .tar", got=suffix, fix=fix)
-    elif suffix[1:] in VIDEO_SUFFIXES:
-        yield Clip(str(source.parent), printable(source.name), source)
+    return "tar" if suffix == ".tar" else "video" if suffix[1:] in VIDEO_SUFFIXES else "list"
+
+
+def _clips(source: Path, root: Path | None, kind: str, skip: frozenset[str]) -> Iterator[Clip]:
+    root = source if kind == "folder" else root if kind == "list" and root is not None else source.parent
+    top = os.path.abspath(source if kind == "tar" else root)
+    if kind == "folder":
+        found = _folder(source, skip)
+    elif kind == "tar":
+        found = _tar(source, str(source))
+    elif kind == "video":
+        found = iter([Clip(str(root), printable(source.name), source)])
     else:
-        yield from _list(source, root or source.parent)
+        found = _list(source, root)
+    for clip in found:
+        yield clip if clip.top else replace(clip, top=top)
 
 
-def _no(source: str, name: str, reason: str, outcome: Any = "refused") -> Clip:
-    return Clip(source, printable(name), None, Outcome(outcome=outcome, reason=printable(reason)))
+def _no(source: str, name: str, reason: str, outcome: Any = "refused", *, of_all: bool = False) -> Clip:
+    return Clip(source, printable(name), None, Outcome(outcome=outcome, reason=printable(reason)), of_all=of_all)
 
 
-def _folder(top: Path, folder: Path, real_top: str) -> Iterator[Clip]:
-    source = str(top)
-    try:
-        with os.scandir(folder) as found:
-            entries = sorted(found, key=lambda entry: entry.name)
-    except OSError as error:
-        yield _no(source, os.path.relpath(folder, top), f"cannot read folder: {error.strerror}", "undecodable")
-        return
-    for entry in entries:
-        path = folder / entry.name
+def _folder(top: Path, skip: frozenset[str]) -> Iterator[Clip]:
+    source, real_top = str(top), os.path.realpath(top)
+    open_: list[Iterator[os.DirEntry[str]]] = []  # the folders that lead to where we are, and what is left of each
+
+    def enter(folder: Path) -> Iterator[Clip]:
+        try:
+            with os.scandir(folder) as found:
+                open_.append(iter(sorted(found, key=lambda entry: entry.name)))
+        except OSError as error:
+            name, reason = os.path.relpath(folder, top), f"cannot read folder: {error.strerror}"
+            yield _no(source, name, reason, "undecodable", of_all=True)
+
+    yield from enter(top)
+    while open_:
+        if (entry := next(open_[-1], None)) is None:
+            open_.pop()
+            continue
+        path = Path(entry.path)
         name = path.relative_to(top).as_posix()
+        if skip and os.path.abspath(path) in skip:
+            continue
         if any(not c.isprintable() for c in name):
             yield _no(source, name, "a control character, or a name that is not UTF-8")
         elif entry.is_symlink():
             yield _linked(source, name, path, real_top)
         elif entry.is_dir():
-            yield from _folder(top, path, real_top)
+            yield from enter(path)
         elif not entry.is_file():
             yield _no(source, name, "not a regular file")
         elif path.suffix.lower() == ".tar":
-            yield from _tar(path, str(path))
+            yield from (replace(clip, top=os.path.abspath(path)) for clip in _tar(path, str(path)))
         else:
             yield Clip(source, name, path)
 
@@ -143,22 +173,13 @@ def _plain(name: str) -> str:
     return printable("/".join(part for part in name.split("/") if part not in ("", ".")))
 
 
-class _Headers(io.BufferedReader):
-    """A tar as its headers are read from: nothing in it may ask for more than a header's worth."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= HEADER_BYTES:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return super().read(size)
-
-
 def _tar(path: Path, source: str) -> Iterator[Clip]:
     try:
         raw = io.FileIO(path)
     except OSError as error:
-        yield _no(source, path.name, f"cannot be read: {error.strerror}", "undecodable")
+        yield _no(source, path.name, f"cannot be read: {error.strerror}", "undecodable", of_all=True)
         return
-    with _Headers(raw) as headers:
+    with Headers(raw) as headers:
         total = os.fstat(headers.fileno()).st_size
         at, number, damage = 0, 0, ""
         try:
@@ -175,7 +196,8 @@ def _tar(path: Path, source: str) -> Iterator[Clip]:
         except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
             damage = str(error)
         if damage:  # said of the archive itself, so that what could not be read is not silently passed over
-            yield _no(source, path.name, f"archive damaged after {number} members: {damage}", "undecodable")
+            reason = f"archive damaged after {number} members: {damage}"
+            yield _no(source, path.name, reason, "undecodable", of_all=True)
 
 
 def _member(path: Path, source: str, member: tarfile.TarInfo, number: int, total: int) -> Iterator[Clip]:

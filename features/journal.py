@@ -27,6 +27,17 @@ INDEX: Final = np.dtype([("video", "<i4"), ("time_us", "<i8")])
 FSYNC_EVERY_S = 5.0  # a kill loses nothing that was written; only a power cut can lose the last seconds
 
 
+def finished(folder: Path) -> set[int]:
+    """The videos that the journal in `folder` has an outcome of; none where there is no journal."""
+    found = set()
+    with suppress(OSError, ValueError):  # the last line may be half written
+        for line in (folder / "journal.jsonl").read_bytes().splitlines()[1:]:
+            value = json.loads(line)
+            if isinstance(value, dict) and "video" in value:
+                found.add(int(value["video"]))
+    return found
+
+
 class Journal:
     """Append-only record of a shard in the making; opening it takes up what is there.
 

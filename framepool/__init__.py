@@ -103,9 +103,9 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """run.json: config, classes, what it read."""
-        from heads.checkpoint import load_head
+        from heads.checkpoint import read_run
 
-        return load_head(self.folder)[1]
+        return read_run(self.folder) or {}
 
     @property
     def metrics(self) -> dict[str, Any]:

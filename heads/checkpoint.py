@@ -39,6 +39,9 @@ def load_head(
     run = read_run(folder)
     if run is None:
         raise FramepoolError("no finished run here", where=folder, expected=RUN, fix="train it first")
+    if "members" in run:
+        fix = f"take {' and '.join(map(str, run['members'].values()))}"
+        raise UserError("a fusion has no weights of its own", where=folder, fix=fix)
     path = folder / WEIGHTS
     try:
         state, notes = load_state(path)
@@ -61,17 +64,17 @@ def load_head(
 
 
 def begin_from(head: Head, folder: Path, classes: Sequence[str]) -> None:
-    """Put the weights of the finished run in `folder` into `head`. Where it has another number of classes, what has a
-    row for each of them stays as it is. Refuses a run of another head."""
+    """Put the weights of the finished run in `folder` into `head`. Where it has other classes, what has a row for each
+    of them stays as it is. Refuses a run of another head."""
     if read_run(folder) is None:
         raise FramepoolError("no finished run here", where=folder, expected=RUN, fix="train it first")
     path, own = folder / WEIGHTS, head.state_dict()
     try:
         state, notes = load_state(path)
-        old = len(notes.get("classes", []))
-        for key in state.keys() & own.keys():
+        old = list(notes.get("classes", []))
+        for key in state.keys() & own.keys() if old != list(classes) else ():
             new = tuple(own[key].shape)
-            if new[:1] == (len(classes),) and old != len(classes) and tuple(state[key].shape) == (old, *new[1:]):
+            if new[:1] == (len(classes),) and tuple(state[key].shape) == (len(old), *new[1:]):
                 state[key] = own[key]
         fill(head, state, str(path))
     except NetworkError as error:

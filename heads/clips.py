@@ -23,11 +23,12 @@ def in_clips(head: Head, clips: Clips | None) -> Scores:
     """What scores a batch: the head itself where there are no `clips`."""
     if clips is None:
         return head
+    together = head.rows_together
 
     def scores(features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
         found, there = [], []
         for k in range(clips.n):
-            rows, own = _clip(features, masks, k, clips.n)
+            rows, own = _clip(features, masks, k, clips.n, together)
             found.append(head(rows, own).float())
             there.append(torch.stack([mask.any(dim=1) for mask in own.values()]).any(dim=0))
         logits, known = torch.stack(found), torch.stack(there)  # (n,B,C), (n,B)
@@ -41,13 +42,14 @@ def in_clips(head: Head, clips: Clips | None) -> Scores:
 
 
 def _clip(
-    features: dict[str, Tensor], masks: dict[str, Tensor], k: int, n: int
+    features: dict[str, Tensor], masks: dict[str, Tensor], k: int, n: int, together: int = 1
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Part k of n of each video's rows, from floor(k L / n) on; at least one column, which may be padding."""
+    """Part k of n of each video's rows, from floor(k L / n) on, L counted in groups that stay `together`; at least one
+    column, which may be padding."""
     rows, own = {}, {}
     for modality, mask in masks.items():
-        counts = mask.sum(dim=1, keepdim=True)  # (B,1); rows that are there come first
-        first, end = k * counts // n, (k + 1) * counts // n
+        counts = mask.sum(dim=1, keepdim=True) // together  # (B,1); rows that are there come first
+        first, end = k * counts // n * together, (k + 1) * counts // n * together
         at = first + torch.arange(max(1, int((end - first).max())), device=mask.device)  # (B,l)
         own[modality] = at < end
         at = at.clamp_max(mask.shape[1] - 1)

@@ -129,6 +129,7 @@ class EndToEnd(Head):
     def __init__(self, encoder: Encoder, head: Head) -> None:
         super().__init__(encoder.shapes, head.num_classes)
         self.encoder, self.head = encoder, head
+        self.rows_together = 1 if encoder.clips else encoder.config.frames
 
     def train_rows(self, n: int | None, generator: torch.Generator) -> Select:
         """`n` random clips of a video; of single frames as many windows."""
@@ -158,9 +159,12 @@ class EndToEnd(Head):
         modality = self.encoder.modality
         clips, there = self._clips(features[modality], masks[modality])
         pairs = clips.flatten(0, 1), there.flatten(0, 1)
-        at_once = len(pairs[0]) if self.training else max(1, _FRAMES_A_STEP // clips.shape[2])
-        steps = zip(*(torch.split(part, at_once) for part in pairs), strict=True)
-        scores = torch.cat([self._scores(*step) for step in steps])
+        if self.training or torch.compiler.is_compiling():
+            scores = self._scores(*pairs)
+        else:
+            at_once = max(1, _FRAMES_A_STEP // clips.shape[2])
+            steps = zip(*(torch.split(part, at_once) for part in pairs), strict=True)
+            scores = torch.cat([self._scores(*step) for step in steps])
         scores, whole = scores.reshape(*clips.shape[:2], -1), there.any(dim=2)  # (B,S,K), (B,S)
         if self.encoder.config.of == "logits":
             return masked_mean(scores, whole)
@@ -175,7 +179,9 @@ class EndToEnd(Head):
         if lacking:
             rows = torch.cat([rows, rows.new_zeros(len(rows), lacking, *rows.shape[2:])], dim=1)
             mask = nn.functional.pad(mask, (0, lacking))
-        return rows.reshape(len(rows), -1, frames, *rows.shape[2:]), mask.reshape(len(mask), -1, frames)
+        clips = rows.shape[1] // frames  # shapes, not lengths and -1: an exported graph has them free
+        split = rows.reshape(rows.shape[0], clips, frames, *rows.shape[2:])
+        return split, mask.reshape(mask.shape[0], clips, frames)
 
     def _scores(self, clips: Tensor, there: Tensor) -> Tensor:
         """(R,T,H,W,C), (R,T) -> (R,K)."""

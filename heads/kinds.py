@@ -265,7 +265,11 @@ class TsnConfig(BaseConfig):
         "crop_flip", description="TSN's multi-scale crop, and mirroring, which turns flow around; none for log-mel"
     )
     dropout: Share = 0.8
-    partial_bn: bool = Field(False, description="freeze every batch norm but the first, for fine-tuning")
+    partial_bn: bool | Literal["all"] = Field(
+        False,
+        description="freeze every batch norm but the first, for fine-tuning; all: the first too, as weights want it "
+        "whose norms are folded into their convolutions",
+    )
     first_conv_lr: PositiveFloat = Field(
         1.0,
         description="factor of the first convolution's learning rate; the authors' is 5 for flow, begun from colours",

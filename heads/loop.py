@@ -274,7 +274,7 @@ class Loop:
             features, masks = self.head.augmented(features, masks)
             logits = self.module(features, masks).float()  # (B,C)
             taught = 0 if self.teacher is None else self.teacher.losses(logits, (features, masks))
-        if not logits.requires_grad:  # no video of the part has a row
+        if not logits.requires_grad or self._no_row_of(masks):  # no video of the part has a row
             logits = logits + sum(p.sum() for p in self.head.parameters() if p.requires_grad) * 0
         losses = self.data.losses(logits, labels) + taught
         loss = (losses * self.weights[videos].to(losses.device)).mean()
@@ -286,6 +286,10 @@ class Loop:
         torch.autograd.backward(loss if share == 1 else loss * share)
         hits = 0 if self.data.multi_label else int((logits.detach().argmax(dim=1).cpu() == labels).sum())
         return value * len(videos), hits
+
+    def _no_row_of(self, masks: dict[str, Tensor]) -> bool:
+        """Whether a process has no row at all: the others wait for gradients that an encoder of rows would not have."""
+        return isinstance(self.module, DistributedDataParallel) and not any(bool(m.any()) for m in masks.values())
 
     def _refuse(self, bad: Tensor, videos: Tensor, what: str) -> None:
         ids = [self.data.features.ids[k] for k in videos.tolist()] if bool(bad.any()) else [""] * len(videos)

@@ -1,8 +1,9 @@
 """Activation checkpointing: blocks of layers keep only what went in, and compute the rest again on the way back.
 
 "Training Deep Nets with Sublinear Memory Cost" (2016). A block is a layer with layers inside that is a member of a
-sequence, as those of all networks of timm and torchvision are. The second pass draws the same dropout and leaves the
-running statistics of batch norms alone, so that every number stays what it would be.
+sequence, as those of most networks of timm and torchvision are, or says `is_block`, as the Inception blocks of our I3D
+do; of torchvision's Inception networks only the longer branches are blocks. The second pass draws the same dropout and
+leaves the running statistics of batch norms alone, so that every number stays what it would be.
 
     recompute(head)                         # then train as always
 """
@@ -27,17 +28,17 @@ def recompute(head: nn.Module) -> None:
     """Let every block of `head` forget and compute again. Raises `UserError` where there is no block."""
     found = list(blocks(head))
     if not found:
-        fix = "leave train.recompute away: it is for networks that are trained end to end"
+        fix = "leave train.recompute away: it is for networks of several blocks that are trained end to end"
         raise UserError("no blocks to compute again", where=f"head {type(head).__name__}", fix=fix)
     for block in found:
         block.forward = partial(_again, block, block.forward)
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The members of the outermost sequences that have layers inside."""
+    """The members of the outermost sequences that have layers inside, and what says that it is one."""
     for child in module.children():
-        compound = next(child.children(), None) is not None
-        if isinstance(module, _SEQUENCES) and compound and not isinstance(child, _SEQUENCES):
+        compound = next(child.children(), None) is not None and not isinstance(child, _SEQUENCES)
+        if getattr(child, "is_block", False) or (compound and isinstance(module, _SEQUENCES)):
             yield child
         else:
             yield from blocks(child)

@@ -44,7 +44,7 @@ class Tsn(Head):
         crop_px: int | None,
         augment: str,
         dropout: float,
-        partial_bn: bool,
+        partial_bn: bool | str,
         first_conv_lr: float,
     ) -> None:
         super().__init__(shapes, num_classes)
@@ -66,7 +66,8 @@ class Tsn(Head):
         self.augment, self.first_conv_lr = augment, first_conv_lr
         self.dropout = nn.Dropout(dropout)
         self.rows = FromRows(self.reads, network.input.mean, network.input.std, clips=network.input.frames > 1)
-        self._frozen = [m for m in network.modules() if isinstance(m, _BatchNorm)][1:] if partial_bn else []
+        norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+        self._frozen = norms if partial_bn == "all" else norms[1:] if partial_bn else []
         for module in self._frozen:
             module.requires_grad_(False)
         self._layout = torch.channels_last_3d if network.input.frames > 1 else torch.channels_last

@@ -138,7 +138,11 @@ def _dataset(sub: argparse.ArgumentParser) -> None:
 def _threads(sub: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sub.add_argument(
-        "--threads", type=_positive, default=cores, metavar="N", help="cores to use (default: all, %(default)s)"
+        "--threads",
+        type=_positive,
+        default=cores,
+        metavar="N",
+        help="cores to use (default: all, %(default)s); on a running cluster, those of each worker",
     )
 
 

@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
+from uuid import uuid4
 
 import dask
 from distributed import CancelledError, Client, KilledWorker, LocalCluster, WorkerPlugin, get_worker
@@ -30,8 +31,10 @@ from distributed.comm.core import CommClosedError
 
 from extract.sources import Clip
 from features.errors import FramepoolError, UserError, printable
+from features.journal import finished
 from features.outcome import Outcome
 from features.recipe import digest
+from features.store import partial_path
 from pipelines import plan as plans
 from pipelines.plan import Store
 from pipelines.scoring.machine import BLOCK, Done, Machine, Options
@@ -42,6 +45,7 @@ HERE: Final = "127.0.0.1"
 CONNECT_S: Final = 20
 REGISTER_S: Final = 330  # a scheduler gives up a silent worker after 300, by default
 KILLED: Final = f"its worker died {TRIES} times"
+_ONE_TASK = threading.Lock()  # of a worker, whoever asks: each works in the folder of its own command
 
 
 @contextmanager
@@ -98,25 +102,28 @@ class Work(WorkerPlugin):
         self._machine: Machine | None = None
 
     def setup(self, worker: Any) -> None:
-        os.chdir(self._folder)
         # Processes of a nanny may have no children, lest they outlive it; decoders end with their parent by themselves.
         multiprocessing.current_process()._config.pop("daemon", None)  # type: ignore[attr-defined]
-        self._lock = threading.Lock()
 
     def teardown(self, worker: Any) -> None:
+        with _ONE_TASK:
+            self._close()
+
+    def _close(self) -> None:
         if self._machine is not None:
             self._machine.__exit__(None, None, None)
             self._machine = None
 
     def score(self, clips: Sequence[Clip]) -> list[Done]:
         """One task at a time, whatever the threads of the worker; a machine that failed is not used again."""
-        with self._lock:
+        with _ONE_TASK:
+            os.chdir(self._folder)
             if self._machine is None and self._options is not None:
                 self._machine = Machine(self._options).__enter__()
             try:
                 return list(self._machine.score(clips)) if self._machine is not None else []
             except BaseException:
-                self.teardown(None)
+                self._close()
                 raise
 
 
@@ -142,7 +149,7 @@ def _score(name: str, clips: Sequence[Clip]) -> list[Done]:
 
 def score_on(client: Any, machine: Machine, options: Options, clips: Iterable[Clip]) -> Iterator[Done]:
     """Every clip once, in the order in which shards come back. `machine` says what is said of a clip that failed."""
-    name = f"framepool-{digest([str(options), [run.digest for run in machine.runs]])[:16]}"
+    name = f"framepool-{uuid4().hex}"  # another command may score the same there
     _register(client, Work(name, Path.cwd(), options))
     clips = iter(clips)
     shards = iter(lambda: list(islice(clips, BLOCK)), [])
@@ -169,12 +176,17 @@ def _shard_key(shard: Sequence[Clip]) -> str:
     return f"score-{digest([clip.key.hex() for clip in shard])[:24]}"
 
 
-def _extract(dataset: str, token: str, extractors: Sequence[str], split: str | None, shard: int, threads: int) -> Any:
+def _extract(
+    folder: Path, dataset: str, token: str, extractors: Sequence[str], split: str | None, shard: int, threads: int
+) -> Any:
     from pipelines.commands.stage_one import extracted
 
-    if plans.of(dataset).token != token:  # of a list as this process read it once
-        plans.of.cache_clear()
-    return extracted([plans.of(dataset).store(name, split) for name in extractors], shard, threads)
+    with _ONE_TASK:
+        elsewhere = Path.cwd() != folder
+        os.chdir(folder)
+        if elsewhere or plans.of(dataset).token != token:  # of a list as this process read it once
+            plans.of.cache_clear()
+        return extracted([plans.of(dataset).store(name, split) for name in extractors], shard, threads)
 
 
 def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], threads: int) -> Iterator[list[str]]:
@@ -183,10 +195,11 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
     split = next((store.split for store in stores if store.split), None)
     names = [store.extractor for store in stores]
     token = plan.token
-    _register(client, Work(f"framepool-{digest([plan.dataset, str(Path.cwd())])[:16]}", Path.cwd(), None))
+    here = Path.cwd()
+    _register(client, Work(f"framepool-{uuid4().hex}", here, None))
 
     def call(shard: int) -> tuple[Any, ...]:
-        return _extract, plan.dataset, token, names, split, shard, threads
+        return _extract, here, plan.dataset, token, names, split, shard, threads
 
     dead = []
     for shard, found in in_waves(client, call, iter(shards), lambda shard: f"extract-{plan.dataset}-{shard}"):
@@ -197,4 +210,7 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
     if dead:
         fix = f"look at the workers' logs, or run `framepool extract ... --shard {dead[0]}` here"
         where = f"{plan.dataset}: shards {', '.join(map(str, dead[:10]))}"
-        raise FramepoolError("workers died", where=where, got=KILLED, fix=fix)
+        done = finished(partial_path(stores[0].folder, dead[0]))
+        open_ = [video.id for n, video in enumerate(plan.shard_videos(dead[0])) if n not in done]
+        got = f"{KILLED}; the first that are not finished: {', '.join(map(printable, open_[:threads]))}"
+        raise FramepoolError("workers died", where=where, got=got, fix=fix)

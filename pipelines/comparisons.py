@@ -26,6 +26,7 @@ class Comparison(Config):
     better: str = Field(description="the head that is said to be ahead")
     than: str
     datasets: tuple[str, ...] = Field((), description="where to look; this dataset where none is named")
+    settings: str = Field("", description="in what the trainings here are less than the paper's")
     remarks: dict[str, str] = Field({}, description="what to say about it, by dataset")
 
     @model_validator(mode="after")

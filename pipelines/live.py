@@ -2,7 +2,8 @@
 
 What comes from a file, or over a connection that waits, is taken whole; of a camera or a broadcast, which do not wait,
 the newest frames are, and `dropped` counts the others. A run whose head is a CNN (tsn) keeps the scores of the last T
-frames.
+frames. An end-to-end head, such as a VTN with its encoder, runs as the OpenVINO model of `pipelines.streaming`; its T
+is that of its clips, and at the start the first frame stands for those that never were.
 Legend: T embeddings, C classes.
 
     for label in Live(of_run(folder)).labels("rtsp://camera/1", every=5):
@@ -12,6 +13,7 @@ Legend: T embeddings, C classes.
 from __future__ import annotations
 
 import queue
+import tempfile
 import threading
 import time
 from collections import deque
@@ -31,10 +33,16 @@ from extract.media import FOREVER, LIVE, Decoded, MediaError, Scaler, decode, de
 from extract.runtime import engine, prepare
 from extract.samples import Array
 from extract.samplings import Segments, Uniform, own_frames
+from features.atomic import Lock, make_folder, publish_folder
 from features.errors import FramepoolError, UserError
+from features.recipe import file_sha256
+from heads.checkpoint import WEIGHTS
+from heads.end_to_end import EndToEnd
+from heads.streaming import Online
 from pipelines.export.graphs import pictures
 from pipelines.of_run import OfRun
 from pipelines.plan import WORK
+from pipelines.streaming import Stream, export
 
 AHEAD: Final = 4  # frames that are decoded and wait
 RATE_OVER: Final = 32  # frames
@@ -58,18 +66,26 @@ class Live:
     def __init__(self, run: OfRun, *, last: int | None = None, threads: int = 1, cache: Path = WORK / "cache") -> None:
         """Raises `UserError` for a head of several modalities, of snippets, or of no pictures."""
         modality, reader, scaling = pictures(run)
-        source = run.sources[modality]
-        if isinstance(reader.config, RgbDiff) or own_frames(reader.config.sampling) > 1:  # type: ignore[union-attr]
+        source, clips = run.sources[modality], isinstance(run.head, EndToEnd)
+        snippets = own_frames(reader.config.sampling) > 1 and not clips  # type: ignore[union-attr]
+        if isinstance(reader.config, RgbDiff) or snippets:
             fix = "stream a run on single frames"
             raise UserError("rows of several frames do not stream", where=run.folder, got=reader.config.kind, fix=fix)
         self.run, self._modality, self.dropped = run, modality, 0
-        self.last = last or _rows_of_a_test(run)
+        self._online = _online(run, cache, threads) if isinstance(run.head, EndToEnd) else None
+        self.last = self._online.tokens if self._online else last or _rows_of_a_test(run)
+        if last not in (None, self.last):
+            fix = "leave out how many it is to see"
+            raise UserError("an end-to-end head sees clips of one length", expected=self.last, got=last, fix=fix)
         self._limits = reader.config.limits  # type: ignore[union-attr]
         crop_px = scaling["crop"] or scaling["resize"]
         how = scaling["resize"] or crop_px, crop_px, scaling["interpolation"] or "bilinear"
         self._scaler: Callable[[], Scaler] = lambda: Scaler(*how)
         self._cut = middle((crop_px, crop_px, 3), source.facts["transform"]["crop"]) if source is not reader else ()
         self._engine: Any = None
+        if getattr(source.config, "precision", None) == "int8":
+            fix = "train the run on features in fp32 or bf16"
+            raise UserError("an int8 network takes whole batches, and no single frames", where=run.folder, fix=fix)
         if source.model is not None:
             single = replace(source.model, config=source.model.config.model_copy(update={"batch": 1}))
             self._engine = engine(single, prepare(single, cache), cache, threads=threads)
@@ -82,9 +98,14 @@ class Live:
         """
         ring: deque[Array] = deque(maxlen=self.last)
         clock: deque[float] = deque([time.perf_counter()], maxlen=RATE_OVER + 1)
+        if self._online is not None:
+            self._online.begin_again()
         for time_us, image in self._images(source, every):
-            ring.append(self._embedded(image))
-            logits = self._logits(ring)
+            if self._online is not None:
+                logits = self._online(image)
+            else:
+                ring.append(self._embedded(image))
+                logits = self._logits(ring)
             clock.append(time.perf_counter())
             rate = (len(clock) - 1) * every / (clock[-1] - clock[0])
             yield self._label(time_us * 1e-6, logits, rate)
@@ -196,6 +217,31 @@ class _Waiting:
                 self._queue.get_nowait()
             except queue.Empty:
                 return
+
+
+class _Online:
+    """An end-to-end head frame by frame: (S,S,3) uint8 -> logits (C,)."""
+
+    def __init__(self, head: EndToEnd, model: Path, threads: int) -> None:
+        self.tokens, self._encoder = Online(head).tokens, head.encoder
+        self._stream = Stream(model, threads=threads)
+        self.begin_again = self._stream.begin_again
+
+    def __call__(self, image: Array) -> npt.NDArray[np.float32]:
+        frame = torch.from_numpy(np.ascontiguousarray(image))[None, None]
+        return self._stream(self._encoder.cropped(frame, random=False)[0, 0].numpy())
+
+
+def _online(run: OfRun, cache: Path, threads: int) -> _Online:
+    """The step of the run's head, converted once. Raises `UserError` for a head on flow."""
+    head: Any = run.head
+    folder = cache / f"online-{file_sha256(run.folder / WEIGHTS)[:16]}"
+    with Lock(make_folder(cache) / f"{folder.name}.lock", wait_s=900):
+        if not folder.is_dir():
+            with tempfile.TemporaryDirectory(dir=cache) as made:
+                export(head, Path(made) / folder.name)
+                publish_folder(Path(made) / folder.name, folder)
+    return _Online(head, folder / "model.xml", threads)
 
 
 def _rows_of_a_test(run: OfRun) -> int:

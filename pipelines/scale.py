@@ -21,6 +21,7 @@ ROW_FILE_BYTES = 256 << 20  # `features.store.FILE_BYTES`, which is not imported
 MANIFEST_BYTES_A_VIDEO = 151  # id, outcome and counts, measured on ucf6; the manifest is there twice
 STATE_BYTES_A_VIDEO = 16
 PARTS_S = 60  # `pipelines.scoring.output.PART_S`
+PARTS_VIDEOS = 4096  # its PART_VIDEOS
 DAG_S_A_JOB, DAG_BYTES_A_JOB = 0.3e-3, 13_000
 
 
@@ -102,7 +103,7 @@ def bill(archive: Archive, rates: Rates, cores: int = 16) -> Bill:
         plan_s=jobs * DAG_S_A_JOB,
         plan_bytes=jobs * DAG_BYTES_A_JOB,
         score_bytes=archive.videos * (4 * archive.classes + STATE_BYTES_A_VIDEO),
-        score_parts=math.ceil((network_s + decoding_s) / cores / PARTS_S),
+        score_parts=math.ceil(max((network_s + decoding_s) / cores / PARTS_S, archive.videos / PARTS_VIDEOS)),
     )
 
 

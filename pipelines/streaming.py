@@ -75,6 +75,10 @@ class Stream:
         logits: npt.NDArray[np.float32] = self._logits[0].copy()
         return logits
 
+    def begin_again(self) -> None:
+        """The next frame is the first of another stream."""
+        self._begun = False
+
     def _begin(self, frame: npt.NDArray[np.uint8]) -> None:
         """Fill the ring with the embedding of the first frame, which the network gives as its newest."""
         for state in self._more:

@@ -1,4 +1,4 @@
-"""`import framepool`: what docs/api.md shows runs as it stands there, and says what the commands say."""
+"""`import framepool`: what README.md and docs/api.md show runs as it stands there, and says what the commands say."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ def here(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return made
 
 
-SNIPPETS = blocks(REPO / "docs" / "api.md", "python")
+SNIPPETS = [block for path in ("README.md", "docs/api.md") for block in blocks(REPO / path, "python")]
 
 
 @pytest.mark.parametrize("number", range(len(SNIPPETS)))
 def test_the_document_runs(number: int) -> None:
     names: dict[str, Any] = {}
-    exec(compile(SNIPPETS[number], "docs/api.md", "exec"), names)
+    exec(compile(SNIPPETS[number], "a document", "exec"), names)
     data = names["data"]
     assert len(data.videos) == world.VIDEOS and data.classes == world.CLASSES
     match number:
-        case 0:
+        case 0 | 1:
             assert len(names["labels"]) == 3 and set(names["labels"]) <= set(world.CLASSES)
-        case 1:
+        case 2:
             rows, offsets = names["rows"], names["offsets"]
             assert rows.shape == (36, 96) and offsets.tolist() == list(range(0, 37, 4))
             assert np.array_equal(names["one"], rows[:4])
             np.testing.assert_allclose(names["mean"], rows.float().mean(dim=0), rtol=1e-5)
-        case 2:
-            assert 0 <= names["top1"] <= 1 and names["logits"].shape == (world.VIDEOS, 2)
         case 3:
+            assert 0 <= names["top1"] <= 1 and names["logits"].shape == (world.VIDEOS, 2)
+        case 4:
             run = names["run"]
             logits = run.logits(data, data.videos)
             classes = [run.record["classes"][k] for k in logits.argmax(axis=1)]

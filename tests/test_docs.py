@@ -39,7 +39,9 @@ def test_every_command_is_in_the_readme_or_serves_the_workflow() -> None:
 def test_the_python_in_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made.make(tmp_path / "work" / "demo" / "features" / "rgb-aaaaaaaa", made.videos([3, 0, 5]))
     monkeypatch.chdir(tmp_path)
-    snippets = [block for path in DOCUMENTS if path.name != "api.md" for block in blocks(path, "python")]
+    snippets = [
+        block for path in DOCUMENTS if path.name not in ("api.md", "README.md") for block in blocks(path, "python")
+    ]
     assert snippets
     for snippet in snippets:
         names: dict[str, object] = {}

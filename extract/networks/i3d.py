@@ -123,6 +123,8 @@ def around(side: int, kernel: int, stride: int) -> tuple[int, int]:
 class Mixed(nn.Module):
     """An Inception block: four branches side by side; `widths` as in `MIXED`, 3x3 kernels `kt` frames long."""
 
+    is_block = True  # what `heads.recompute` computes again
+
     def __init__(self, size: int, widths: Sequence[int], kt: int = 3) -> None:
         super().__init__()
         kernel = (kt, 3, 3)

@@ -34,8 +34,9 @@ class Hdf5(Collection):
             self._file = h5py.File(path, "r")
         except OSError as error:
             raise UserError("not an HDF5 file", where=path, got=str(error)[:120]) from None
-        group = self._node(key) if key and isinstance(self._node(key), h5py.Group) else self._file
-        self._flat = group if all(isinstance(group.get(name), h5py.Dataset) for name in FLAT) else None
+        top = f"{key}/" if key and isinstance(self._node(key), h5py.Group) else ""
+        flat = {name: self._node(top + name) for name in (*FLAT, TIMES)}
+        self._flat = flat if all(isinstance(flat[name], h5py.Dataset) for name in FLAT) else None
         self.entries = self._rows_of(ids) if self._flat is not None else self._datasets(ids)
 
     def place(self, video: str) -> str:
@@ -64,7 +65,11 @@ class Hdf5(Collection):
     def _rows_of(self, ids: Sequence[str]) -> dict[str, Any]:
         flat: Any = self._flat
         names = [n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n) for n in self._read(flat["ids"])]
-        offsets = self._read(flat["offsets"])
+        offsets, ids_ = self._read(flat["offsets"]), flat["ids"]
+        if flat["features"].ndim < 1 or offsets.ndim != 1 or ids_.ndim != 1 or offsets.dtype.kind not in "iu":
+            expected = "features (N, ...), offsets (V+1,) of whole numbers, ids (V,)"
+            got = ", ".join(f"{name} {flat[name].shape} {flat[name].dtype}" for name in FLAT)
+            raise UserError("not flat features", where=self.path, expected=expected, got=got)
         ascending = len(offsets) == len(names) + 1 and (np.diff(offsets) >= 0).all()
         if not ascending or offsets[0] < 0 or offsets[-1] > len(flat["features"]):
             expected = f"{len(names) + 1} ascending ones of at most {len(flat['features'])}"
@@ -85,7 +90,7 @@ class Hdf5(Collection):
 
     def _times(self, video: str, count: int) -> Array | None:
         if self._flat is not None:
-            times = self._flat.get(TIMES) if isinstance(self._flat.get(TIMES, getlink=True), h5py.HardLink) else None
+            times = self._flat[TIMES]
             return None if times is None else _within(times, slice(*self.entries[video]))
         node = self._node(f"{self.entries[video]}_{TIMES}")
         return None if node is None else _within(node, slice(None))

@@ -10,12 +10,14 @@ rows = Tars(Path("features"), "rgb", None, ids)              # every .tar in the
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from features.errors import UserError
 from features.foreign.base import LARGEST_BYTES, TIMES, Array, Collection, Unreadable, matched, read_npy
+from features.tars import Headers
 
 Member = tuple[Path, int, int]  # the tar, where the bytes begin, how many there are
 
@@ -64,9 +66,9 @@ def dotted(name: str) -> str:
 
 def _members(tar: Path) -> list[tuple[str, Member]]:
     try:
-        with tarfile.open(tar, "r:") as opened:
+        with Headers(io.FileIO(tar)) as headers, tarfile.open(fileobj=headers, mode="r:") as opened:
             return [(m.name, (tar, m.offset_data, m.size)) for m in opened if m.isreg() and not m.issparse()]
-    except (tarfile.TarError, OSError, ValueError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
         fix = "unpack it if it is compressed, or copy it again if it is cut short"
         raise UserError("not a plain tar", where=tar, got=str(error)[:120], fix=fix) from None
 

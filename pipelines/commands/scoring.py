@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 
 from extract.progress import Progress
 from extract.sources import Clip, walk
@@ -39,7 +40,8 @@ def score(args: Namespace) -> None:
         output = Output(args.out, identity, windows=options.window is not None, logits=options.logits)
         stack.enter_context(output)
         before = output.videos
-        clips = _unseen((clip for s in args.source for clip in walk(s, args.root, args.only)), output.seen)
+        walks = [walk(source, args.root, args.only, output.paths) for source in args.source]
+        clips = _unseen(chain.from_iterable(walks), output.seen)
         if args.keep_features is not None:
             output.keep = stack.enter_context(Keep(args.keep_features, machine)).part
         outcomes = Counter[str]()

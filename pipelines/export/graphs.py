@@ -26,6 +26,7 @@ from extract.samplings import own_frames
 from extract.stage import Stage
 from features.errors import UserError
 from heads.base import Head
+from heads.end_to_end import EndToEnd
 from pipelines.of_run import OfRun
 
 _CUBIC: Final = -0.6  # the parameter of swscale's bicubic filter; Pillow has -0.5, OpenCV -0.75
@@ -119,7 +120,7 @@ class Clip(nn.Module):
         self.network = NetworkGraph(source) if isinstance(source.config, Networked) else None
         self.crop_px = source.facts["transform"]["crop"] if reader is not source else None
         self.rows = run.config.rows(self.modality).test  # type: ignore[union-attr]
-        self.head = run.head
+        self.head, self.window = run.head, window_of(run)
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B,L,[T,]H,W,3) uint8 -> (B,C)."""
@@ -135,9 +136,10 @@ class Clip(nn.Module):
         return logits.float()
 
     def _looked_at(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,L,...) -> (B,n,...), (B,n): rows at equal intervals, as in a test; all where the head takes all."""
+        """(B,L,...) -> (B,n,...), (B,n): rows at equal intervals, as in a test; all where the head takes all, or one
+        window."""
         videos, length = frames.shape[0], frames.shape[1]
-        if self.rows is None:
+        if self.rows is None or self.window is not None:
             return frames, torch.ones(videos, length, dtype=torch.bool)
         n, j = self.rows, torch.arange(self.rows)
         count = torch.full((1,), length)
@@ -159,7 +161,16 @@ def pictures(run: OfRun) -> tuple[str, Stage, Mapping[str, Any]]:
     fits = isinstance(source.config, Pictured) or source.config.kind == "pixels"
     if not fits or not isinstance(reader.config, FromVideo):
         raise UserError("no clip graph: its rows are no pictures", where=where, got=source.config.kind, fix=fix)
+    if any(one.facts["transform"].get("views") for one in (source, reader)):
+        raise UserError("no clip graph of several views of a frame", where=where, got=names[0], fix=fix)
     return names[0], reader, reader.facts["transform"]
+
+
+def window_of(run: OfRun) -> int | None:
+    """How many rows that follow one another are a clip of an end-to-end head on single frames: its graphs take one such
+    window, and the score of a video is the mean over its windows."""
+    head = run.head
+    return head.encoder.config.frames if isinstance(head, EndToEnd) and not head.encoder.clips else None
 
 
 def frames_a_row(source: Stage) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,9 +26,12 @@ from extract.stage import Stage
 from features.batches import Features
 from features.errors import FramepoolError, UserError
 from features.outcome import Outcome
-from pipelines.export.graphs import frames_a_row, pictures
+from pipelines.export.graphs import frames_a_row, pictures, window_of
 from pipelines.export.write import Array
 from pipelines.of_run import OfRun
+
+if TYPE_CHECKING:
+    from pipelines.export.run import Graph
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class Clips:
             if path.is_file() and bool(self.features.has_rows()[number]):
                 with suppress(MediaError):
                     found = full_frames(path, reader)
+                    if (window := window_of(self.run)) is not None:
+                        found = found[np.arange(window) % len(found)]
                     inputs, logits = _inputs(self.run, self.features, torch.tensor([number]))
                     if bool(inputs[f"{modality}_mask"].any()):
                         yield found[None], logits[0]
@@ -79,16 +84,21 @@ def real_rows(run: OfRun, clips: Clips) -> tuple[dict[str, Array], Array] | None
 
 def _inputs(run: OfRun, features: Features, videos: torch.Tensor) -> tuple[dict[str, Array], Array]:
     config: Any = run.config
-    select = {m: run.head.test_rows(config.rows(m).test) for m in run.head.shapes}
+    window = window_of(run)
+    number = {m: config.rows(m).test if window is None else None for m in run.head.shapes}
+    select = {m: run.head.test_rows(n) for m, n in number.items()}
     rows, masks = features.batch(videos, select, None, config.align)
+    rows, masks = ({m: part[:, :window] for m, part in both.items()} for both in (rows, masks))
     with torch.inference_mode():
         logits = run.head(rows, masks).float().numpy()
     named = {**rows, **{f"{m}_mask": mask for m, mask in masks.items()}}
     return {name: value.numpy() for name, value in named.items()}, logits
 
 
-def real_features(modality: str, clips: Clips) -> Iterator[tuple[Array, Array]]:
-    """(samples (L,*S), stored rows (L,*D)) of each video, for a network that reads the video itself."""
+def real_features(graph: Graph, clips: Clips) -> Iterator[tuple[Array, Array]]:
+    """(samples (L,*S), rows (L,*D)) of each video, for a network that reads the video itself: the stored rows, or where
+    those are of less than fp32 what the network makes of them."""
+    modality = graph.name
     source = clips.run.sources[modality]
     if clips.features is None or not isinstance(source.config, Networked) or source.before is not None:
         return
@@ -100,8 +110,12 @@ def real_features(modality: str, clips: Clips) -> Iterator[tuple[Array, Array]]:
         found = [item[1].copy() for _, item in samples(path, {0: job}) if not isinstance(item, Outcome)]
         first = int(stored.starts[number])
         rows = stored.data[first : first + int(stored.lengths[number])].float().numpy()
-        if len(found) == len(rows):
-            yield np.stack(found), rows
+        if len(found) != len(rows):
+            continue
+        if source.config.precision != "fp32":
+            with torch.inference_mode():
+                rows = graph.module(torch.from_numpy(np.stack(found))).numpy()
+        yield np.stack(found), rows
 
 
 def full_frames(path: Path, reader: Stage) -> Array:

@@ -26,7 +26,7 @@ from extract.config import Networked
 from extract.stage import Stage
 from features.atomic import write_json
 from features.errors import FramepoolError, UserError
-from pipelines.export.graphs import Clip, HeadGraph, NetworkGraph, frames_a_row, pictures
+from pipelines.export.graphs import Clip, HeadGraph, NetworkGraph, frames_a_row, pictures, window_of
 from pipelines.export.real import real_clips, real_features, real_rows
 from pipelines.export.write import SUFFIX, Array, Axes, runner, write
 from pipelines.of_run import OfRun
@@ -73,6 +73,8 @@ def graphs_of(run: OfRun) -> list[Graph]:
         pictures(run)
     except UserError:
         return found
+    if run.config.clips is not None:  # type: ignore[union-attr]  # of which a graph of the whole knows nothing
+        return found
     return [*found, _clip(run)]
 
 
@@ -108,7 +110,8 @@ def export_run(run: OfRun, folder: Path, form: str, *, videos: int, say: Say = p
         "several_labels": run.several,
         "modalities": {m: _told(run, m) for m in run.sources},
         "graphs": files,
-        "outside": "finding and decoding a video, turning it upright, YUV to RGB, choosing frames; softmax of logits",
+        "outside": "finding and decoding a video, turning it upright, YUV to RGB, choosing frames; the mean over the "
+        "windows or clips of a video; softmax of logits",
     }
     write_json(folder / "export.json", report)
     return report
@@ -135,7 +138,7 @@ def _real(
         return {"videos": len(pairs), "frames_of_videos": apart(got, want), "same_label": float(agree)}
     errors = [
         float(np.linalg.norm(exported({"samples": samples}) - rows)) / max(1e-12, float(np.linalg.norm(rows)))
-        for samples, rows in real_features(graph.name, clips)
+        for samples, rows in real_features(graph, clips)
     ]
     if not errors:
         return {}
@@ -153,18 +156,19 @@ def _head(run: OfRun) -> Graph:
     names = list(head.shapes)
     in_step = run.config.align is not None  # type: ignore[union-attr]
     rows = {m: "rows" if in_step or len(names) == 1 else f"{m}_rows" for m in names}
-    axes: list[Axes] = [{0: "videos", 1: rows[m]} for m in (*names, *names)]
+    window = window_of(run)
+    axes: list[Axes] = [{0: "videos", **({1: rows[m]} if window is None else {})} for m in (*names, *names)]
 
     def example(videos: int, length: int, seed: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(seed)
         found, masks = [], []
         for number, m in enumerate(names):
-            own = length if in_step else length + number
+            own = window or (length if in_step else length + number)
             counts = torch.randint(own + 1, (videos, 1), generator=generator)
             masks.append(torch.arange(own) < counts)
             shape = (videos, own, *head.shapes[m])
-            maps = len(shape) == 5 or len(shape) == 6
-            made = torch.randint(256, shape, dtype=torch.uint8, generator=generator) if maps else None
+            whole = run.sources[m].dtype == np.uint8
+            made = torch.randint(256, shape, dtype=torch.uint8, generator=generator) if whole else None
             found.append(torch.randn(shape, generator=generator) if made is None else made)
         return [*found, *masks]
 
@@ -191,11 +195,13 @@ def _clip(run: OfRun) -> Graph:
     modality, _, _ = pictures(run)
     frames = frames_a_row(run.sources[modality])
     snippet = (frames,) if frames > 1 else ()
-    axes = {0: "videos", 1: "rows", 2 + len(snippet): "height", 3 + len(snippet): "width"}
+    window, place = window_of(run), len(snippet)
+    free = {} if window else {1: "rows"}
+    axes = {0: "videos", **free, 2 + place: "height", 3 + place: "width"}
 
     def example(videos: int, length: int, which: int) -> list[Tensor]:
         generator = torch.Generator().manual_seed(which)
-        size = (videos, min(length, 7), *snippet, *_SIDES[which], 3)
+        size = (videos, window or min(length, 7), *snippet, *_SIDES[which], 3)
         return [torch.randint(256, size, dtype=torch.uint8, generator=generator)]
 
     return Graph("clip", Clip(run), ["frames"], [axes], "logits", example)
@@ -208,6 +214,7 @@ def _told(run: OfRun, modality: str) -> dict[str, Any]:
     return {
         "row_shape": list(run.head.shapes[modality]),
         "rows_of_a_test": config.rows(modality).test,
+        "rows_of_a_window": window_of(run),
         "align": config.align,
         "store": run.record["stores"][modality]["store"],
         "extractor": source.config.model_dump(mode="json"),

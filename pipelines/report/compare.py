@@ -100,6 +100,7 @@ class Pair:
             **deviations,
             **{f"ahead{'' if key == 'mean' else f'_{key}'}": value for key, value in edges.items()},
             "verdict": self.verdict,
+            "settings": self.comparison.settings,
             "remark": self.remark,
         }
 

@@ -77,6 +77,12 @@ class Output:
         self._since = time.monotonic()
         self._stack = ExitStack()
 
+    @property
+    def paths(self) -> list[Path]:
+        """What it writes."""
+        segments = [] if self._segments is None else [self._segments.path]
+        return [self._scores.path, *segments, self._state]
+
     def __enter__(self) -> Self:
         make_folder(self._state)
         self._stack.enter_context(Lock(self._state / "lock"))

@@ -229,6 +229,44 @@ def test_offsets_that_do_not_fit(tmp_path: Path, offsets: list[int]) -> None:
         open_(tmp_path / "flat.h5", ["a"], None)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("offsets", [[0, 1], [2, 3]]),
+        ("offsets", ["a", "b"]),
+        ("offsets", [0.0, 5.0]),
+        ("features", 3.0),
+        ("ids", "a"),
+        ("ids", [[1]]),
+    ],
+)
+def test_flat_files_of_other_shapes(tmp_path: Path, name: str, value: Any) -> None:
+    whole = {"features": np.zeros((5, 2)), "offsets": [0, 5], "ids": ["a"]}
+    with h5py.File(tmp_path / "flat.h5", "w") as file:
+        for key, data in {**whole, name: value}.items():
+            text = isinstance(data, str) or (isinstance(data, list) and isinstance(data[0], str))
+            file.create_dataset(key, data=data, dtype=h5py.string_dtype() if text else None)
+    with pytest.raises(UserError, match=r"not flat features|offsets or ids cannot be read"):
+        open_(tmp_path / "flat.h5", ["a"], None)
+
+
+def test_a_flat_file_does_not_lead_into_another(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["x"] = np.ones((5, 2))
+    with h5py.File(tmp_path / "flat.h5", "w") as file:
+        file["features"], file["offsets"] = h5py.ExternalLink("secret.h5", "/x"), [0, 5]
+        file.create_dataset("ids", data=["a"], dtype=h5py.string_dtype())
+    assert not open_(tmp_path / "flat.h5", ["a"], None).entries
+
+
+def test_a_header_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("a.rgb.npy")
+    member.size, member.type = 1 << 40, tarfile.XHDTYPE
+    (tmp_path / "x.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+    with pytest.raises(UserError, match="not a plain tar"):
+        open_(tmp_path / "x.tar", ["a"], "rgb")
+
+
 def test_what_is_no_collection_is_said(tmp_path: Path) -> None:
     (tmp_path / "x.h5").write_bytes(b"not HDF5")
     (tmp_path / "x.tar").write_bytes(b"not a tar")

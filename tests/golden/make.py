@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import zlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,20 @@ NETWORKS: tuple[tuple[str, Library, tuple[int, ...]], ...] = (
     ("kft_trunk", "framepool", (3, 8, 112, 112)),
     ("c3d", "framepool", (3, 16, 112, 112)),
 )
-SHOWN = 5
+SHOWN = 9
+END_POINTS = (
+    *(
+        "Conv3d_1a_7x7",
+        "MaxPool3d_2a_3x3",
+        "Conv3d_2b_1x1",
+        "Conv3d_2c_3x3",
+        "MaxPool3d_3a_3x3",
+        "Mixed_3b",
+        "Mixed_3c",
+    ),
+    *("MaxPool3d_4a_3x3", "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f"),
+    *("MaxPool3d_5a_2x2", "Mixed_5b", "Mixed_5c"),
+)
 
 
 def wave(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
@@ -38,10 +52,9 @@ def wave(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.sin(0.7 * np.arange(count) + 0.3 * np.sqrt(np.arange(count))).astype(np.float32).reshape(shape)
 
 
-def features(name: str, library: Library, shape: tuple[int, ...]) -> list[float]:
-    """The first features of a network whose every weight follows from its name."""
-    network = build(name, library=library, num_classes=0)
-    state = network.state_dict()
+def named_weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights that follow from the names and shapes of a network's, whoever wrote the network."""
+    found = dict(state)
     for key, value in state.items():
         if not value.is_floating_point():
             continue
@@ -52,11 +65,39 @@ def features(name: str, library: Library, shape: tuple[int, ...]) -> list[float]
             drawn *= (2 / max(1, int(np.prod(value.shape[1:])))) ** 0.5
         else:
             drawn = 0.1 * drawn + (1.0 if key.endswith("weight") else 0.0)
-        state[key] = torch.from_numpy(drawn.astype(np.float32)).reshape(value.shape)
-    network.load_state_dict(state)
+        found[key] = torch.from_numpy(drawn.astype(np.float32)).reshape(value.shape)
+    return found
+
+
+def shown(values: torch.Tensor, count: int = SHOWN) -> list[float]:
+    """Some of them, from the first to the last: of every branch that a layer joins."""
+    flat = values.flatten()
+    return [float(flat[k]) for k in np.linspace(0, len(flat) - 1, count).round().astype(int)]
+
+
+def features(name: str, library: Library, shape: tuple[int, ...]) -> list[float]:
+    """Some features of a network whose every weight follows from its name."""
+    network = build(name, library=library, num_classes=0)
+    network.load_state_dict(named_weights(network.state_dict()))
     with torch.inference_mode():
-        rows = network.trunk(torch.from_numpy(wave(1, *shape)))[0]
-    return [float(v) for v in rows[:SHOWN]]
+        return shown(network.trunk(torch.from_numpy(wave(1, *shape)))[0])
+
+
+def end_points(network: torch.nn.Module, ends: Iterable[str]) -> list[float]:
+    """Some numbers at every end point of I3D, ours or the public one (piergiaj/pytorch-i3d, whose keys are the same and
+    whose layers have the same names): they agree to 1e-5 of the largest."""
+    x, found = torch.from_numpy(wave(1, 3, 9, 65, 64)), []
+    with torch.inference_mode():
+        for end in ends:
+            x = network.get_submodule(end)(x)
+            found += shown(x / x.abs().max())
+    return found
+
+
+def i3d() -> list[float]:
+    trunk = build("i3d", library="framepool").trunk
+    trunk.load_state_dict(named_weights(trunk.state_dict()))
+    return end_points(trunk.eval(), END_POINTS)
 
 
 def moving() -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.uint8]]]:
@@ -72,6 +113,7 @@ def moving() -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dt
 
 def numbers() -> dict[str, list[float]]:
     found = {name: features(name, library, shape) for name, library, shape in NETWORKS}
+    found["i3d end points"] = i3d()
     motion = flow(*moving())
     found["tvl1"] = [float(v) for v in (*motion[:, 20, 30], *motion[:, 24, 40], motion.mean())]
     found["logmel"] = [float(v) for v in logmel(wave(15_600))[40, ::13]]

@@ -126,3 +126,20 @@ def test_without_clips_the_head_itself_speaks() -> None:
     head = heads.build("average", VECTORS, 4)
     assert in_clips(head, None) is head
     assert heads.build("average", VECTORS, 4, clips={"n": 2, "of": "mean"}).num_classes == 4
+
+
+def test_windows_of_an_end_to_end_head_are_not_torn_apart() -> None:
+    """Two clips of a video of three windows: its first, and the two others; the score is the larger."""
+    torch.manual_seed(0)
+    cnn = {"name": "test_resnet", "crop_px": 24, "frames": 4}
+    options = {"dim": 8, "heads": 2, "blocks": 1}
+    head = heads.build("vtn", {"pixels": (24, 24, 3)}, 3, network=cnn, **options).eval()
+    rows = torch.randint(256, (1, 12, 24, 24, 3), dtype=torch.uint8)
+
+    def scores(first: int, end: int) -> Any:
+        part = rows[:, first:end]
+        return head({"pixels": part}, {"pixels": torch.ones(1, end - first, dtype=torch.bool)})
+
+    with torch.inference_mode():
+        found = in_clips(head, Clips(n=2, of="max"))({"pixels": rows}, {"pixels": torch.ones(1, 12, dtype=torch.bool)})
+        torch.testing.assert_close(found, torch.maximum(scores(0, 4), scores(4, 12)))

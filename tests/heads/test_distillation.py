@@ -122,6 +122,14 @@ def test_other_classes_have_a_fresh_classifier(two_streams: dict[str, Path], tmp
     torch.testing.assert_close(tuned["head.embed.weight"], old["head.embed.weight"], rtol=0, atol=1e-7)
 
 
+def test_as_many_other_classes_have_a_fresh_classifier_too(two_streams: dict[str, Path], tmp_path: Path) -> None:
+    train = {**SHORT, "lr": 1e-9}
+    trained(tmp_path / "tuned", start(train=train), start=two_streams["rgb"], classes=["up", "down", "still"])
+    tuned, old = (load_head(f)[0].state_dict() for f in (tmp_path / "tuned", two_streams["rgb"]))
+    assert (tuned["head.classifier.weight"] - old["head.classifier.weight"]).abs().min() > 0
+    torch.testing.assert_close(tuned["head.embed.weight"], old["head.embed.weight"], rtol=0, atol=1e-7)
+
+
 def test_a_run_of_another_head_is_refused(two_streams: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a run that this head cannot begin with: .*blocks\.1"):
         trained(tmp_path / "a", start(blocks=2), start=two_streams["rgb"])

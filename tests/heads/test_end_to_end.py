@@ -227,13 +227,18 @@ def trained(folder: Path, config: Any, **more: Any) -> dict[str, Any]:
     return train_run(
         folder,
         config=config,
-        features=features,
         labels=labels,
         train=range(12),
         test=range(12, 18),
         seed=0,
         split="1",
-        **{"classes": ["left", "still", "right"], "provenance": {"digest": "d"}, "log": lambda line: None, **more},
+        **{
+            "features": features,
+            "classes": ["left", "still", "right"],
+            "provenance": {"digest": "d"},
+            "log": lambda line: None,
+            **more,
+        },
     )
 
 

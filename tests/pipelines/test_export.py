@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "heads": {
             "average": {"kind": "average", "features": ["rgb"], "sample": {"test": 3}, "train": {"epochs": 2}},
             "tsn": tsn,
+            "end_to_end": {
+                "kind": "vtn",
+                "features": ["pixels"],
+                "dim": 16,
+                "heads": 2,
+                "blocks": 1,
+                "train": {"epochs": 1},
+                "encoder": {"name": "test_resnet", "crop_px": 32, "frames": 3},
+            },
             "late": {"kind": "fusion", "heads": ["average", "tsn"]},
         },
     }
@@ -92,7 +102,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(program.signal, "signal", lambda *_: None)
         for line in (
             "extract tiny --extractor rgb --extractor pixels --threads 2",
-            "train tiny --head average --head tsn --head late --threads 1",
+            "train tiny --head average --head tsn --head end_to_end --head late --threads 1",
         ):
             plans.of.cache_clear()
             assert program.main(line.split()) == 0
@@ -133,6 +143,29 @@ def test_an_end_to_end_run_is_a_clip_too(here: Path, tmp_path: Path) -> None:
     assert set(report["graphs"]) == {"head", "clip"}
     free = {"0": "videos", "1": "rows", "2": "height", "3": "width"}
     assert report["graphs"]["clip"]["inputs"]["frames"] == free
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_a_head_with_its_encoder_is_a_window_to_label(here: Path, tmp_path: Path, form: str) -> None:
+    """Videos of four frames: a window is the first three of them."""
+    report = export_run(of_run(run_folder("end_to_end")), tmp_path, form, videos=2, say=lambda _: None)
+    assert set(report["graphs"]) == {"head", "clip"}
+    assert report["modalities"]["pixels"]["rows_of_a_window"] == 3
+    assert report["graphs"]["clip"]["inputs"]["frames"] == {"0": "videos", "2": "height", "3": "width"}
+    assert report["graphs"]["head"]["checked"]["rows_of_videos"] < 1e-4
+    assert report["graphs"]["clip"]["checked"]["frames_of_videos"] < 0.05  # a grey level more or less
+
+
+def test_rows_of_heads_on_maps_are_not_bytes(here: Path) -> None:
+    """KFT reads float maps of as many axes as clips have."""
+    run = of_run(run_folder("average"))
+    maps = replace(run.sources["rgb"], facts={**run.sources["rgb"].facts, "row_shape": [8, 8, 3, 4]})
+    head = make("kft-concat")
+    graph = next(g for g in graphs_of(replace(run, head=head, sources={"maps": maps})) if g.name == "head")
+    rows, mask = graph.example(2, 3, 0)
+    assert rows.dtype == torch.float32 and rows.shape[2:] == head.shapes["maps"]
+    assert graph.module(rows, mask).isfinite().all()
 
 
 def test_a_fusion_is_not_exported(here: Path, capsys: Any) -> None:

@@ -33,10 +33,21 @@ RUN = {"kind": "average", "features": ["rgb"], "train": {"epochs": 1}}
 EVERY = {**world.CONFIG["extractors"]["rgb"], "sampling": {"kind": "every", "k": 2}}
 PIXELS = {"kind": "pixels", "sampling": {"kind": "every", "k": 2}, "transform": {"resize": 40, "crop": 32}}
 TSN = {"kind": "tsn", "features": ["pixels"], "crop_px": 32, "network": {"name": "test_resnet"}, "train": {"epochs": 1}}
+WHOLE: dict[str, Any] = {
+    "kind": "vtn",
+    "features": ["pixels"],
+    "dim": 16,
+    "heads": 2,
+    "blocks": 1,
+    "train": {"epochs": 1},
+    "encoder": {"name": "test_resnet", "crop_px": 24, "frames": 4},
+}
 HEADS = {
     "average": RUN,
     "vtn": {"kind": "vtn", "features": ["rgb"], "dim": 16, "heads": 2, "blocks": 1, "train": {"epochs": 1}},
     "tsn": TSN,
+    "whole": WHOLE,
+    "whole_diff": {**WHOLE, "encoder": {**WHOLE["encoder"], "reads": "rgbdiff"}},
     "two": {**RUN, "features": ["rgb", "diff"]},
     "diff": {**RUN, "features": ["diff"]},
 }
@@ -99,6 +110,31 @@ def test_a_stream_says_what_the_stored_rows_say(head: str, last: int) -> None:
         np.testing.assert_allclose(label.logits, logits.numpy(), rtol=1e-3, atol=1e-4)
         assert label.name == world.CLASSES[int(label.logits.argmax())]
         assert label.probability == pytest.approx(float(torch.from_numpy(label.logits).softmax(dim=0).max()))
+
+
+@pytest.mark.parametrize("head", ["whole", "whole_diff"])
+def test_an_end_to_end_head_sees_the_last_frames_together(head: str) -> None:
+    """From the fourth frame on as it scores a clip of the last four."""
+    streamed = live(head)
+    assert streamed.last == (4 if head == "whole" else 3)
+    found = list(streamed.labels(clip(), every=2))
+    again = list(streamed.labels(clip(), every=2))
+    (store,) = Path("work/tiny/features").glob("pixels-*")
+    shard = read_shard(store, 0)
+    first = shard.manifest.ids.index(world.name_of(0))
+    rows = torch.from_numpy(shard.frames[shard.offsets[first] : shard.offsets[first + 1]])
+    assert len(found) == len(rows) == 12
+    changed = 0.0
+    for number in range(3, 12):
+        with torch.inference_mode():
+            seen = rows[None, number - 3 : number + 1]
+            logits = streamed.run.head({"pixels": seen}, {"pixels": torch.ones(1, 4, dtype=torch.bool)})[0]
+        np.testing.assert_allclose(found[number].logits, logits.numpy(), rtol=0, atol=2e-5)
+        np.testing.assert_allclose(found[number].logits, again[number].logits, atol=1e-6)
+        changed = max(changed, float(np.abs(found[number].logits - found[3].logits).max()))
+    assert changed > 2e-4, "frames that all look the same show nothing"
+    with pytest.raises(UserError, match="an end-to-end head sees clips of one length"):
+        live(head, last=9)
 
 
 def test_each_frame_is_embedded_once(monkeypatch: pytest.MonkeyPatch) -> None:

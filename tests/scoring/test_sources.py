@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
+import subprocess
 import tarfile
 from pathlib import Path
 
@@ -49,8 +51,79 @@ def test_a_folder_a_tar_and_a_list_name_the_same_videos(folder: Path, tmp_path: 
     assert [clip.name for clip in walk(listed, folder)] == NAMES
     assert [clip.name for clip in walk(folder, None, ["*.mp4", "*.mkv"])] == ["a/two.mkv", "b.mp4"]
     (alone,) = walk(folder / "b.mp4")
-    assert alone == Clip(str(folder), "b.mp4", folder / "b.mp4")
-    assert len({clip.key for source in (folder, tar, listed) for clip in walk(source, folder)}) == 9
+    assert alone == Clip(str(folder), "b.mp4", folder / "b.mp4", top=str(folder))
+    keys = {source: [clip.key for clip in walk(source, folder)] for source in (folder, tar, listed)}
+    assert keys[folder] == keys[listed], "the same files, however they are found"
+    assert len({*keys[folder], *keys[tar]}) == 6
+
+
+def test_a_video_is_known_by_where_it_lies(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From another folder, by another root: the same file is the same video, and another one is another."""
+    other = shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "list.txt").write_text("b.mp4")
+    (mine,), (theirs,) = (list(walk(tmp_path / "list.txt", root)) for root in (folder, other))
+    assert mine.name == theirs.name and mine.key != theirs.key
+    monkeypatch.chdir(folder)
+    here = [clip.key for clip in walk(Path())]
+    assert here == [clip.key for clip in walk(folder)]
+    monkeypatch.chdir(other)
+    assert not set(here) & {clip.key for clip in walk(Path())}
+
+
+def test_what_could_not_be_read_is_another_video_once_it_can(folder: Path, tmp_path: Path) -> None:
+    whole = tar_of(tmp_path / "x.tar", files(folder)).read_bytes()
+    (tmp_path / "list.txt").write_text("later.mp4")
+    missing = list(walk(tmp_path / "list.txt"))
+    cut_at = whole.rindex(b"b.mp4\0") + 600
+    (tmp_path / "x.tar").write_bytes(whole[:cut_at])
+    cut = list(walk(tmp_path / "x.tar"))
+    shutil.copyfile(folder / "b.mp4", tmp_path / "later.mp4")
+    (tmp_path / "x.tar").write_bytes(whole)
+    for before, after in ((missing, list(walk(tmp_path / "list.txt"))), (cut, list(walk(tmp_path / "x.tar")))):
+        known = [clip.key for clip in before if clip.media]
+        assert len(known) < len(before) and all(clip.media for clip in after)
+        assert [clip.key for clip in after][: len(known)] == known
+        assert not {clip.key for clip in after[len(known) :]} & {clip.key for clip in before}
+
+
+def test_a_damaged_archive_is_said_whatever_is_asked_for(folder: Path, tmp_path: Path) -> None:
+    whole = tar_of(tmp_path / "x.tar", files(folder)).read_bytes()
+    (tmp_path / "x.tar").write_bytes(whole[: whole.index(b"./a/two.mkv")] + b"no header at all" * 64)
+    found = list(walk(tmp_path / "x.tar", None, ["*.mp4"]))
+    assert [clip.name for clip in found] == ["x.tar"]
+    assert found[0].refused is not None and "archive damaged after 1 members" in found[0].refused.reason
+
+
+def test_a_source_is_looked_at_before_the_first_video(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read source"):
+        walk(tmp_path / "gone")
+    (tmp_path / "x.tar.gz").touch()
+    with pytest.raises(UserError, match="packed archive"):
+        walk(tmp_path / "x.tar.gz")
+
+
+def test_what_is_written_is_no_video(folder: Path, tmp_path: Path) -> None:
+    top = shutil.copytree(folder, tmp_path / "top")
+    for name in ("s.parquet/00000.parquet", "s.parquet.state/state.json"):
+        (top / name).parent.mkdir(parents=True, exist_ok=True)
+        (top / name).write_text("ours")
+    skip = [Path(os.path.relpath(top)) / "s.parquet", top / "s.parquet.state"]
+    assert [clip.name for clip in walk(top, None, (), skip)] == NAMES
+
+
+def test_a_folder_as_deep_as_paths_go(tmp_path: Path) -> None:
+    depth, here = 1500, os.getcwd()
+    os.chdir(tmp_path)
+    try:
+        for _ in range(depth):
+            os.mkdir("d")
+            os.chdir("d")
+        Path("v.mp4").write_bytes(b"")
+    finally:
+        os.chdir(here)
+    (found,) = walk(tmp_path)
+    assert found.name == "d/" * depth + "v.mp4"
+    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)  # deeper than pytest goes to clean up
 
 
 def test_a_member_decodes_as_the_file_does(folder: Path, tmp_path: Path) -> None:
