@@ -60,14 +60,17 @@ class Clips:
 
 
 def real_clips(run: OfRun, videos: int) -> Clips:
-    """Up to `videos` of the test videos, evenly over the list; none where the dataset is not here."""
+    """Up to `videos` of the test videos, evenly over the list, and of the others where these are fewer; none where the
+    dataset is not here."""
     try:
         plan = run.plan
         column = plan.videos.splits.index(run.record["split"])
     except (UserError, ValueError):
         return Clips(run, {}, None)
-    test = [v for v in plan.videos.videos if v.splits[column] == "test"] if videos else []
-    chosen = test[:: max(1, len(test) // max(1, videos))][:videos]
+    chosen = []
+    for side in ("test", "train") if videos else ():
+        own, left = [v for v in plan.videos.videos if v.splits[column] == side], videos - len(chosen)
+        chosen += own[:: max(1, len(own) // max(1, left))][:left]
     features = None
     with suppress(FramepoolError):
         if chosen:

@@ -206,6 +206,7 @@ def test_datasets_that_begin_with_each_others_runs(written: Path) -> None:
         _ = plans.of("tiny").needs
 
 
+@pytest.mark.slow
 def test_the_command_trains_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In whatever order heads are named: one that is begun with, teachers, their student, the fusion; then fine-tuning
     in another dataset. In a process of its own: where torch has trained it cannot be forked."""

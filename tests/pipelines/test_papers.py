@@ -91,6 +91,7 @@ def test_meta_counts_what_a_real_pass_counts() -> None:
     assert macs(twin, *flat) == macs(head, rows, mask) and rule_macs(twin, *flat) == rule_macs(head, rows, mask)
 
 
+@pytest.mark.slow
 def test_the_command_prints_them(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(program.signal, "signal", lambda *_: None)
     assert program.main(["models", "test_resnet", "--json"]) == 0

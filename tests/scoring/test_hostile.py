@@ -130,7 +130,7 @@ def test_the_digest_is_that_of_what_runs(here: Path) -> None:
 
     run = Trained.load(world.run_of("average"))
     own = run.record["extractors"]["rgb"]
-    stages = Stages(here / "cache")
+    stages = Stages(here / "work" / "cache")
     name = stages.of(run, "rgb")
     config = stages.found[name].config
     assert name == digest(recipe(config, own["recipe"]["network"]["weights"], None)) == digest(own["recipe"])
@@ -140,6 +140,7 @@ def test_the_digest_is_that_of_what_runs(here: Path) -> None:
 MACHINES = {
     "no HOME, LANG=C": "unset HOME; export LANG=C LC_ALL=C",
     "HOME that cannot be written": "export HOME=/proc/self",
+    "TMPDIR that cannot be written": "export TMPDIR=/proc/self",
     "umask 077": "umask 077",
     "64 open files": "ulimit -n 64",
     "one core": "taskset -c 0",

@@ -79,5 +79,8 @@ def same(whole: Path, out: Path) -> None:
         close(by_video(whole), by_video(out))
         return
     with out.open() as stream:
-        videos = [row["video"] for row in csv.DictReader(stream)]
-    assert len(videos) == len(set(videos)) == VIDEOS
+        rows = {row["video"]: row for row in csv.DictReader(stream)}
+    assert len(rows) == VIDEOS and len(out.read_text().splitlines()) == VIDEOS + 1
+    for video, row in by_video(whole).items():
+        assert rows[video]["label"] == row["label"]
+        assert float(rows[video]["probability"]) == pytest.approx(row["probability"], abs=1e-5)

@@ -14,6 +14,7 @@ from extract.samples import Job, SoundJob, Told, parts
 from extract.sampling import Window, rows
 from extract.samplings import Clips, Every, Fps, Segments, Uniform
 from features.outcome import Outcome
+from pipelines.scoring.machine import merged
 from tests.hostile import sound, write
 
 SAMPLINGS: dict[str, tuple[Any, int]] = {
@@ -74,3 +75,19 @@ def test_the_last_window_reaches_the_end(duration_s: float, span_s: float, strid
     window = Window(round(span_s * 1e6), round(stride_s * 1e6))
     assert window.count(round(duration_s * 1e6)) == count
     assert (count - 1) * stride_s + span_s >= duration_s
+
+
+def test_neighbours_of_one_label_are_one_segment() -> None:
+    """A label that changes, a window without one and a gap each end a segment; another run has its own."""
+
+    def row(start: float, label: str | None, probability: float) -> dict[str, Any]:
+        return {
+            "source": "s", "video": "v", "run": "r", "start_s": start, "end_s": start + 2,
+            "label": label, "probability": probability,
+        }  # fmt: skip
+
+    rows = [row(0, "a", 0.5), row(1, "a", 0.7), row(2, "b", 0.9), row(3, "a", 0.4), row(4, None, 0.0), row(9, "a", 1.0)]
+    found = [(s["start_s"], s["end_s"], s["label"], s["windows"]) for s in merged(rows)]
+    assert found == [(0, 3, "a", 2), (2, 4, "b", 1), (3, 5, "a", 1), (9, 11, "a", 1)]
+    assert [s["probability"] for s in merged(rows)] == pytest.approx([0.6, 0.9, 0.4, 1.0])
+    assert merged([row(0, None, 0.0)]) == merged([]) == []

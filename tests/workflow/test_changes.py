@@ -129,6 +129,7 @@ def test_a_video_that_turns_up_is_extracted(copy: Path) -> None:
     assert world.planned(copy)["extract"] == 1
 
 
+@pytest.mark.slow
 def test_a_fusion_follows_its_members(copy: Path) -> None:
     config = copies.deepcopy(world.CONFIG)
     config["heads"]["both"] = {"kind": "fusion", "heads": {"average": 1, "ridge": 2}}
