@@ -183,6 +183,11 @@ class Run:
         return str(self.folder / "trained.json")
 
     @property
+    def finished(self) -> bool:
+        """Whether every seed is there. Snakemake takes the summary away where a job did not come to its end."""
+        return all((self.folder / f"seed{seed}" / "run.json").is_file() for seed in self.seeds)
+
+    @property
     def stores(self) -> dict[str, Store]:
         """The store that each modality comes from."""
         return {m: self.plan.store(m, self.split) for m in self.plan.config.heads[self.head].features}

@@ -315,7 +315,7 @@ def assemble(args: Namespace) -> None:
     runs = plan.runs()
     missing = [run for run in runs if not Path(run.summary).is_file()]
     if args.partial:
-        runs = [run for run in runs if run not in missing]
+        runs = [run for run in runs if run.finished]
     elif missing:
         fix = f"run `framepool train {plan.dataset} --head {missing[0].head} --split {missing[0].split}`"
         raise UserError("a head is not trained yet", where=missing[0].folder, fix=fix)
@@ -342,7 +342,8 @@ def _folders(runs: Sequence[Run]) -> list[Path]:
 def _compared(plan: Plan, partial: bool) -> Iterator[tuple[Comparison, str, list[Run], list[Run]]]:
     """The comparisons whose runs are finished: all of them, but for `partial` results."""
     for comparison, name, better, than in plan.compared():
-        missing = next((run for run in (*better, *than) if not Path(run.summary).is_file()), None)
+        both = (*better, *than)
+        missing = next((run for run in both if not (run.finished if partial else Path(run.summary).is_file())), None)
         if missing is None:
             yield comparison, name, better, than
         elif not partial:

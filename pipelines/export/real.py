@@ -26,6 +26,7 @@ from extract.stage import Stage
 from features.batches import Features
 from features.errors import FramepoolError, UserError
 from features.outcome import Outcome
+from features.videolist import Video
 from pipelines.export.graphs import frames_a_row, pictures, window_of
 from pipelines.export.write import Array
 from pipelines.of_run import OfRun
@@ -67,7 +68,7 @@ def real_clips(run: OfRun, videos: int) -> Clips:
         column = plan.videos.splits.index(run.record["split"])
     except (UserError, ValueError):
         return Clips(run, {}, None)
-    chosen = []
+    chosen: list[Video] = []
     for side in ("test", "train") if videos else ():
         own, left = [v for v in plan.videos.videos if v.splits[column] == side], videos - len(chosen)
         chosen += own[:: max(1, len(own) // max(1, left))][:left]
