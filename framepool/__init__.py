@@ -180,7 +180,7 @@ def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, *
     from heads.training import train_run
     from pipelines import plan as plans
     from pipelines.commands.stage_two import versions
-    from pipelines.described import described
+    from pipelines.described import bring_weights, described
     from pipelines.plan import WORK
 
     if head not in heads.HEADS:
@@ -211,6 +211,7 @@ def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, *
         },
         log=lambda _: None,
     )
+    bring_weights(folder, [plan.store(m, data.split) for m in data.folders])
     return Run(folder)
 
 

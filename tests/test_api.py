@@ -74,6 +74,7 @@ def test_a_notebook_trains_what_the_command_trains(here: Path) -> None:
     (folder,) = Path("work/demo/runs").glob("ridge-*/seed0")
     data = framepool.load("demo", "rgb")
     ours = framepool.train(data, "ridge")
+    assert [path.suffix for path in (ours.folder / "extractors").iterdir()] == [".safetensors"], "it can be moved"
     theirs = framepool.run(folder)
     assert np.array_equal(ours.logits(data, data.videos), theirs.logits(data, data.videos))
     test = [data.videos[v] for v in data.test_videos]

@@ -13,7 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from features.atomic import Disk, Lock, make_folder, publish_folder, remove, write_bytes, write_json, writing
+from features.atomic import (
+    Disk,
+    Lock,
+    link_or_copy,
+    make_folder,
+    publish_folder,
+    remove,
+    write_bytes,
+    write_json,
+    writing,
+)
 from features.errors import Busy, FramepoolError, UserError
 
 HOLD = "import sys, time; from features.atomic import Lock; lock = Lock(__import__('pathlib').Path(sys.argv[1])); "
@@ -55,6 +65,18 @@ def test_a_failed_write_keeps_the_old_bytes(tmp_path: Path, monkeypatch: pytest.
     assert path.read_bytes() == b"old"
     write_bytes(path, b"new")
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_or_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.write_bytes(b"weights")
+    (tmp_path / ".b.tmp").write_bytes(b"of a killed one")
+    if not links:
+        monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("another disk")))
+    link_or_copy(source, target)
+    assert target.read_bytes() == b"weights" and target.samefile(source) == links
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_a_folder_appears_whole_and_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

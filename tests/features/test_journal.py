@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from features.errors import FramepoolError
-from features.journal import INDEX, Journal
+from features.journal import INDEX, Journal, finished
 from features.outcome import Outcome
 from tests.features import made
 
@@ -41,6 +41,16 @@ def test_everything_is_taken_up(folder: Path) -> None:
     assert [journal.rows_of(v) for v in range(4)] == [3, 0, 5, 2]
     np.testing.assert_array_equal(journal.block(0, 10), np.concatenate(ROWS))
     np.testing.assert_array_equal(journal.block(4, 7), np.concatenate(ROWS)[4:7])
+
+
+def test_what_is_finished_is_told_without_taking_it_up(folder: Path) -> None:
+    path = folder / PARTIAL / "journal.jsonl"
+    assert finished(folder / PARTIAL) == {0, 1, 2, 3} and finished(folder / "nowhere") == set()
+    lines = path.read_bytes().splitlines(keepends=True)
+    last = next(n for n, line in enumerate(lines) if b'"video": 3' in line)
+    path.write_bytes(b"".join(lines[:last]) + lines[last][:9])  # killed as it wrote
+    before = path.read_bytes()
+    assert finished(folder / PARTIAL) == {0, 1, 2} and path.read_bytes() == before
 
 
 def test_any_torn_end_is_cut_off_and_completed(folder: Path) -> None:
