@@ -138,6 +138,12 @@ class Clips(Config):
     of: Literal["max", "mean"] = "max"
 
 
+class RunWeights(Config):
+    """Weights that another head of the dataset has trained, on the same split with the first seed."""
+
+    run: str = Field(min_length=1, description="the head")
+
+
 class EncoderConfig(Config):
     """A CNN that looks at every frame before the head does: the two are one model, trained end to end."""
 
@@ -148,7 +154,10 @@ class EncoderConfig(Config):
         description="what it sees of a clip: its frames; the differences of neighbours; both, one over the other; or, "
         "of a tvl1 store, flow",
     )
-    weights: str | None = Field(None, description="null: random; DEFAULT: the library's own; else a file")
+    weights: str | RunWeights | None = Field(
+        None,
+        description="null: random; DEFAULT: the library's own; {run: HEAD}: what that tsn trained; else a file",
+    )
     options: dict[str, Any] = Field(default_factory=dict, description="passed to the library")
     frames: PositiveInt = Field(16, description="of a clip, where rows are single frames: as many that follow another")
     crop_px: PositiveInt | None = Field(None, description="side of the CNN's input; null: as its weights want it")
@@ -280,14 +289,16 @@ class BaseConfig(Config):
             raise ValueError(f"one store of frames or clips with an encoder, not {', '.join(self.features)}")
         return self
 
-    def with_network(self, weights: str) -> Self:
-        """The same config with the weights of its CNN in this file."""
-        part = "encoder" if self.encoder is not None else "network"
+    @property
+    def cnn(self) -> str | None:
+        """The option that holds its CNN: `encoder`, or `network` of the kinds that have that."""
+        return next((part for part in ("encoder", "network") if getattr(self, part, None) is not None), None)
+
+    def with_network(self, weights: str, *, inflated: bool = True) -> Self:
+        """The same config with the weights of its CNN in this file; of a 2D one still where it is not `inflated`."""
+        part = str(self.cnn)
         cnn = getattr(self, part)
-        update = {
-            "weights": weights,
-            **({"inflate": None} if hasattr(cnn, "inflate") else {}),
-        }  # it is inflated already
+        update = {"weights": weights, **({"inflate": None} if inflated and hasattr(cnn, "inflate") else {})}
         return self.model_copy(update={part: cnn.model_copy(update=update)})
 
     def recipe(self) -> dict[str, Any]:

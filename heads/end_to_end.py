@@ -28,12 +28,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from extract.networks import FromRows, Network, NetworkError, save_network
-from extract.networks import build as build_network
+from extract.networks import FromRows, Network, save_network
 from features.batches import Select
 from features.errors import UserError
 from heads.augment import MOTION_SCALES, SCALES, centre_box, crop_rows, random_boxes
 from heads.base import Head, Shapes, masked_mean
+from heads.cnns import built, check_input
 from heads.config import EncoderConfig
 from heads.windows import even_windows, random_windows
 
@@ -51,7 +51,10 @@ class Encoder(nn.Module):
         (self.modality, shape), *_ = shapes.items()
         self.clips = len(shape) == 4  # rows are clips
         _check(config, self.modality, tuple(shape))
-        self.network = _built(config, shape[-1]) if network is None else network
+        in_chans = 2 * shape[-1] if config.reads == "stacked" else shape[-1]
+        if network is None:
+            network = built("encoder", config, num_classes=0, in_chans=in_chans, reads=config.reads)
+        self.network = network
         self.network.classifier = nn.Identity()
         side_px, short_px = config.crop_px or self.network.input.size_px, min(shape[-3:-1])
         # how an extractor must feed it from now on
@@ -59,6 +62,7 @@ class Encoder(nn.Module):
         self.rows = FromRows(
             "flow" if config.reads == "flow" else "rgb", self.network.input.mean, self.network.input.std
         )
+        check_input("encoder", self.network, in_chans, side_px, side_px)
         self.network.to(memory_format=torch.channels_last)
 
     def train(self, mode: bool = True) -> Self:
@@ -196,21 +200,6 @@ class EndToEnd(Head):
     def extra_files(self) -> dict[str, bytes]:
         """The CNN alone, with the input that it was trained for."""
         return {"network.safetensors": save_network(self.encoder.network)}
-
-
-def _built(config: EncoderConfig, channels: int) -> Network:
-    try:
-        return build_network(
-            config.name,
-            library=config.library,
-            weights=config.weights,
-            options=config.options,
-            num_classes=0,
-            in_chans=2 * channels if config.reads == "stacked" else channels,
-            reads=config.reads,
-        )
-    except NetworkError as error:
-        raise UserError(f"encoder: {error}") from None
 
 
 def _check(config: EncoderConfig, modality: str, shape: tuple[int, ...]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from features.recipe import Config
-from heads.config import BaseConfig, Plateau, Sample, Schedule, Share, Step, StepsConfig, TrainConfig
+from heads.config import BaseConfig, Plateau, RunWeights, Sample, Schedule, Share, Step, StepsConfig, TrainConfig
 from heads.map_kinds import I3dConfig, KftConfig
 
 
@@ -208,12 +208,6 @@ class LogisticConfig(BaseConfig):
 
 
 _READ_BY_OURS: Final = {"flash_cnn": "rgb", **dict.fromkeys(("yamnet", "vggish", "vgg16_audio"), "logmel")}
-
-
-class RunWeights(Config):
-    """Weights that another head of the dataset has trained, on the same split with the first seed."""
-
-    run: str = Field(min_length=1, description="the head")
 
 
 class NetworkConfig(Config):

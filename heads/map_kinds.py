@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from features.recipe import Config
-from heads.config import BaseConfig, Cosine, Sample, Schedule, Share, TrainConfig
+from heads.config import BaseConfig, Cosine, RunWeights, Sample, Schedule, Share, TrainConfig
 
 
 class KftTrain(TrainConfig):
@@ -28,12 +28,13 @@ class KftTrain(TrainConfig):
 
 
 class TrunkConfig(Config):
-    """A 3D network in front of a head on maps, as `extract.networks.build` makes it."""
+    """A 3D network in front of a head on maps: one of ours that has the cuts of KFT."""
 
-    name: str = Field("kft_trunk", min_length=1)
-    library: Literal["timm", "torchvision", "framepool"] = "framepool"
-    weights: str | None = Field(None, description="null: random; DEFAULT: the library's own; else a file")
-    options: dict[str, Any] = Field(default_factory=dict, description="passed to the library")
+    name: Literal["kft_trunk", "i3d"] = "kft_trunk"
+    weights: str | RunWeights | None = Field(
+        None, description="null: random; {run: HEAD}: what that tsn has trained; else a file"
+    )
+    options: dict[str, Any] = Field(default_factory=dict, description="of the network: padding, pool_px, mixed_kt")
     inflate: Literal["mean", "centre"] | None = Field(
         None, description="the weights are of the 2D network that this one was made of; see extract/networks/inflate.py"
     )

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from extract.networks import FromRows, Network, NetworkError, save_network
-from extract.networks import build as build_network
+from extract.networks import FromRows, Network, save_network
 from features.errors import UserError
 from heads.augment import centre_box, jittered_boxes, resample
 from heads.base import Head, Shapes
+from heads.cnns import built, check_input
 from heads.map_kinds import TrunkConfig
 
 LAYERS: Final = {"mixed_4f": "Mixed_4f", "avg_pool": "AvgPool", "max_pool_5a": "MaxPool_5a"}  # of each cut
@@ -53,13 +53,14 @@ class Trunk(nn.Module):
         if len(shape) != 4 or shape[-1] != 3:
             raise UserError("rows are no clips", where="network", expected="(T,H,W,3)", got=shape, fix=fix)
         if not isinstance(network, Network):
-            network = _build(network, layer)
+            network = built("network", network, library="framepool", num_classes=0, layer=layer, pool=False)
         self.network, self.augment = network, augment
         network.classifier = nn.Identity()
         self.height_px, self.width_px = shape[1:3]
-        side_px = min(crop_px or network.input.size_px, self.height_px, self.width_px)
+        short_px = min(self.height_px, self.width_px)
+        side_px = crop_px or min(network.input.size_px, short_px)
         # How an extractor must feed it from now on.
-        ratio = side_px / min(self.height_px, self.width_px)
+        ratio = min(1.0, side_px / short_px)
         network.input = replace(network.input, size_px=side_px, crop_ratio=ratio)
         self.rows = FromRows("rgb", network.input.mean, network.input.std)
         network.to(memory_format=torch.channels_last_3d)
@@ -67,6 +68,7 @@ class Trunk(nn.Module):
 
     def _settled(self, clip: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of a map; parameters after the layer, which it does not depend on, are none that train."""
+        check_input("network", self.network, *clip)
         trunk = self.network.trunk.eval()
         parameters = list(trunk.parameters())
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
@@ -154,10 +156,3 @@ class OfMaps(Head):
     def extra_files(self) -> dict[str, bytes]:
         """The network alone where there is one, with the input that it was trained for."""
         return {} if self.trunk is None else {"network.safetensors": save_network(self.trunk.network)}
-
-
-def _build(config: TrunkConfig, layer: str) -> Network:
-    try:
-        return build_network(num_classes=0, layer=layer, pool=False, **dict(config))
-    except NetworkError as error:
-        raise UserError(f"network: {error}") from None

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from extract.networks import FromRows, Network, NetworkError, Reads, channels, reads_clips, save_network
-from extract.networks import build as build_network
+from extract.networks import FromRows, Network, Reads, channels, reads_clips, save_network
 from features.batches import Select, all_rows, segment_rows
 from features.errors import UserError
 from heads.augment import MOTION_SCALES, SCALES, centre_box, crop_rows, random_boxes
 from heads.base import Head, Shapes, masked_mean
-from heads.kinds import NetworkConfig, RunWeights
+from heads.cnns import built, check_input
+from heads.kinds import NetworkConfig
 
 _ROWS_A_STEP: Final = 64  # maps that a test puts through the CNN at once
 
@@ -70,9 +70,15 @@ class Tsn(Head):
         self._frozen = norms if partial_bn == "all" else norms[1:] if partial_bn else []
         for module in self._frozen:
             module.requires_grad_(False)
+        self._check_size()
         self._layout = torch.channels_last_3d if network.input.frames > 1 else torch.channels_last
         network.to(memory_format=self._layout)
         self.train()
+
+    def _check_size(self) -> None:
+        side_px = self.network.input.size_px
+        row = self.shape if self.reads == "logmel" else (*self.shape[:-3], side_px, side_px, self.shape[-1])
+        check_input("tsn", self.network, *self.rows(torch.zeros(1, *row)).shape[1:])
 
     def train(self, mode: bool = True) -> Self:
         """As always; frozen batch norms stay in evaluation mode."""
@@ -168,18 +174,13 @@ def _check_rows(reads: Reads, shape: tuple[int, ...]) -> None:
 
 def _build(config: NetworkConfig, num_classes: int, shape: tuple[int, ...]) -> Network:
     in_chans = channels(config.reads, shape, clips=reads_clips(config.name, config.library))
-    if isinstance(config.weights, RunWeights):
-        raise UserError("weights of a run", where="tsn", expected="the file that they are in", got=config.weights.run)
-    try:
-        return build_network(num_classes=num_classes, in_chans=in_chans, **dict(config))
-    except NetworkError as error:
-        raise UserError(f"tsn: {error}") from None
+    return built("tsn", config, num_classes=num_classes, in_chans=in_chans, reads=config.reads)
 
 
 def _check_clips(network: Network, shape: tuple[int, ...]) -> None:
     """Refuse clips for a network of pictures, and pictures for one of clips."""
-    clips = network.input.frames > 1
-    if network.input.reads == "rgb" and clips != (len(shape) == 4):
+    clips, reads = network.input.frames > 1, network.input.reads
+    if (reads == "rgb" and clips != (len(shape) == 4)) or (clips and reads not in ("rgb", "flow")):
         where, fix = network.notes["name"], "choose a network for these rows, or rows for this network"
         expected = "(T,H,W,3)" if clips else "(H,W,3)"
         raise UserError("rows do not fit the network", where=where, expected=expected, got=shape, fix=fix)

@@ -17,8 +17,8 @@ from extract.config import ExtractorConfig, FromRun, Networked
 from features.errors import UserError, nearest
 from features.recipe import Config, file_sha256
 from features.videolist.config import VideoSource
-from heads.config import BaseConfig
-from heads.kinds import FusionConfig, HeadConfig, RunWeights, TsnConfig
+from heads.config import BaseConfig, RunWeights
+from heads.kinds import FusionConfig, HeadConfig, TsnConfig
 from heads.map_kinds import MapsConfig
 from pipelines.comparisons import Comparison
 from pipelines.datasets.flash import FlashDigits, NoisyDigits
@@ -131,7 +131,7 @@ class Dataset(Config):
                 raise ValueError(f"teachers with an encoder of as many frames as that of heads.{name}, not {teacher!r}")
         begun, start = beginner(head), head.start
         if begun is not None and not isinstance(self.heads.get(begun), TsnConfig):
-            raise ValueError(f"the name of a tsn head in heads.{name}.network.weights.run, not {begun!r}")
+            raise ValueError(f"the name of a tsn head in heads.{name}.{head.cnn}.weights.run, not {begun!r}")
         if start is not None and start.dataset is None and not isinstance(self.heads.get(start.run), BaseConfig):
             raise ValueError(f"the name of a head that is trained in heads.{name}.start.run, not {start.run!r}")
 
@@ -177,7 +177,7 @@ class Dataset(Config):
 
 def has_network(head: HeadConfig) -> bool:
     """Whether a run of the head leaves a CNN that an extractor can take."""
-    return getattr(head, "network", None) is not None or getattr(head, "encoder", None) is not None
+    return isinstance(head, BaseConfig) and head.cnn is not None
 
 
 def waits_for(head: HeadConfig) -> tuple[str, ...]:
@@ -211,9 +211,9 @@ def trainer(extractor: Any) -> str | None:
     return run.run if run is not None and run.dataset is None else None
 
 
-def beginner(head: Any) -> str | None:
+def beginner(head: HeadConfig | BaseConfig) -> str | None:
     """The head whose trained network `head` begins from, if any."""
-    weights = getattr(getattr(head, "network", None), "weights", None)
+    weights = getattr(head, head.cnn).weights if isinstance(head, BaseConfig) and head.cnn else None
     return weights.run if isinstance(weights, RunWeights) else None
 
 

@@ -21,7 +21,8 @@ from features import videolist
 from features.errors import UserError, nearest
 from features.recipe import digest
 from features.videolist import Video, VideoList
-from heads.kinds import NUMERICS, HeadConfig, RunWeights
+from heads.config import BaseConfig, RunWeights
+from heads.kinds import NUMERICS, HeadConfig
 from pipelines.comparisons import Comparison
 from pipelines.config import Dataset, Rendered, config_path, from_run, has_network, load, waits_for, weights_digest
 from pipelines.datasets import demo, flash, scenes
@@ -232,10 +233,10 @@ class Plan:
         start = self.start(config, split)
         if start is not None and start.plan is not self:
             value["start"] = start.digest
-        cnn = getattr(config, "encoder", None) or getattr(config, "network", None)
-        if cnn is not None and cnn.weights is not None and not isinstance(cnn.weights, RunWeights):
-            part = "encoder" if getattr(config, "encoder", None) else "network"
-            value["weights"] = weights_digest(cnn.weights, self._place("heads", head), part)
+        part = config.cnn if isinstance(config, BaseConfig) else None
+        given = getattr(config, part).weights if part else None
+        if part and given is not None and not isinstance(given, RunWeights):
+            value["weights"] = weights_digest(given, self._place("heads", head), part)
         if getattr(getattr(config, "train", None), "clip_s", None) is not None:
             value["actions"] = digest(sorted((self.videos.actions or {}).items()))
         return Run(self, head, split, value)

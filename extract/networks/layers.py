@@ -38,7 +38,7 @@ class Layer(nn.Module):
         self._found: list[Tensor] = []
         self._axes: tuple[int, ...] = ()
         _module(trunk, path).register_forward_hook(self._keep)
-        whole = _shape(self, input_shape)
+        whole = output_shape(self, input_shape)
         if pool:
             self._axes = _pooled_axes(whole, input_shape)
         self.shape = tuple(n for axis, n in enumerate(whole) if axis and axis not in self._axes)
@@ -69,8 +69,16 @@ def _module(trunk: nn.Module, path: str) -> nn.Module:
     raise NetworkError(f"unknown layer: {path!r} of {type(trunk).__name__}; near: {', '.join(near)}")
 
 
+def output_shape(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(1, *F): of one input that exists in shape alone. Raises `NetworkError` for one that `module` cannot take."""
+    try:
+        return _shape(module, input_shape)
+    except RuntimeError as error:
+        shape, reason = "x".join(map(str, input_shape)), str(error).strip().splitlines()[0][:160]
+        raise NetworkError(f"{type(module).__name__} cannot take an input of {shape}: {reason}") from error
+
+
 def _shape(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(1, *F): of one input that exists in shape alone."""
     parameter = next(module.parameters(), torch.empty(0))
     x = torch.empty(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
     with torch.no_grad():

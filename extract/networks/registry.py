@@ -20,7 +20,7 @@ from torch import nn
 
 from extract.networks.inflate import Inflation
 from extract.networks.inflate import inflate as inflated
-from extract.networks.layers import Layer
+from extract.networks.layers import Layer, output_shape
 from extract.networks.libraries import Library, make, own_channels, own_reads, split
 from extract.networks.rows import Reads
 from extract.networks.spec import InputSpec
@@ -60,6 +60,12 @@ class Network(nn.Module):
     def num_classes(self) -> int:
         """K; 0 where there is no classifier."""
         return self.classifier.out_features if isinstance(self.classifier, nn.Linear) else 0
+
+    def check(self, *input_shape: int) -> None:
+        """Raises `NetworkError` where the trunk cannot take inputs (C, [T,] H, W) of this shape."""
+        was_training = self.trunk.training
+        output_shape(self.trunk.eval(), input_shape)
+        self.trunk.train(was_training)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.classifier(self.trunk(images))

@@ -213,8 +213,7 @@ def _begun(run: Run) -> BaseConfig:
     if not first.network.exists():
         fix = f"run `framepool train {run.plan.dataset} --head {first.head} --split {first.split}` first"
         raise UserError("weights are not trained yet", where=first.network, fix=fix)
-    network = config.network.model_copy(update={"weights": str(first.network)})
-    return config.model_copy(update={"network": network})  # type: ignore[no-any-return]
+    return config.with_network(str(first.network), inflated=False)  # type: ignore[no-any-return]
 
 
 def _contents(store: Store) -> str:

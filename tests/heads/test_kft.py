@@ -359,6 +359,19 @@ def test_rows_that_do_not_fit_are_refused() -> None:
         heads.build("kft", {"m": MAP}, 3, **{**SMALL, "heads": (3, 2, 2)})
     with pytest.raises(UserError, match=r"maps are too small: kft: pool_px: expected 7, got \[2, 2\]"):
         heads.build("kft", {"m": MAP}, 3, cut="mixed_4f", **SMALL)
+    with pytest.raises(UserError, match=r"network: .* cannot take an input of 3x8x12x12: .*; set crop_px"):
+        heads.build("kft", {"m": (8, 12, 12, 3)}, 3, network={}, **SMALL)
+
+
+def test_clips_smaller_than_the_crop_are_enlarged_where_the_config_says_so() -> None:
+    clips = {"m": (8, 40, 48, 3)}
+    own = heads.build("i3d", clips, 3, network={"options": {"pool_px": 2}})
+    asked = heads.build("i3d", clips, 3, network={"options": {"pool_px": 2}}, crop_px=64)
+    assert own.trunk.network.input.size_px == 40 and asked.trunk.network.input.size_px == 64  # type: ignore[union-attr]
+    assert own.map[-1] < asked.map[-1]  # type: ignore[operator]
+    rows = torch.randint(0, 256, (1, 1, 8, 40, 48, 3), dtype=torch.uint8)
+    for head in (own, asked):
+        assert head.eval()({"m": rows}, {"m": torch.ones(1, 1, dtype=torch.bool)}).shape == (1, 3)
 
 
 def test_the_recipe_of_the_paper() -> None:

@@ -161,6 +161,15 @@ def test_rows_of_another_kind(shape: tuple[int, ...], options: dict[str, str], m
         heads.build("tsn", {"maps": shape}, 3, network={**SMALL_CNN, **options})
 
 
+def test_clips_that_a_network_of_clips_cannot_take() -> None:
+    network = {"name": "c3d", "library": "framepool"}
+    with pytest.raises(UserError, match=r"tsn: C3d cannot take an input of 3x16x64x64: .*; set crop_px"):
+        heads.build("tsn", {"clips": (16, 64, 64, 3)}, 3, network=network, crop_px=64)
+    network = {"name": "i3d", "library": "framepool", "reads": "rgbdiff"}
+    with pytest.raises(UserError, match=r"rows do not fit the network: i3d: expected \(T,H,W,3\), got"):
+        heads.build("tsn", {"clips": (16, 64, 64, 3)}, 3, network=network, crop_px=64)
+
+
 def test_patches_of_sound_have_one_size() -> None:
     network = {**SMALL_CNN, "reads": "logmel"}
     with pytest.raises(UserError, match=re.escape("network.reads: logmel: expected (96,64), got (96, 40)")):

@@ -50,6 +50,12 @@ def config() -> dict[str, Any]:
             "first_conv_lr": 5,
             "network": {**TUNED, "reads": "flow", "weights": {"run": "tsn_rgb"}},
         },
+        "whole": {
+            "kind": "average",
+            "features": ["pixels"],
+            "encoder": {**TUNED, "weights": {"run": "tsn_rgb"}, "crop_px": 32, "frames": 4, "augment": "none"},
+            "train": {"epochs": 1, "batch": 6, "optimizer": "sgd", "lr": 1e-9},
+        },
         "average": {"kind": "average", "features": ["rgb", "flow"], "train": {"epochs": 1}},
         "again": {"kind": "average", "features": ["rgb"], "train": {"epochs": 1}},
     }
@@ -70,8 +76,10 @@ def test_what_waits_for_what(there: Path) -> None:
     rgb, flow = plan.run("tsn_rgb", "1"), plan.run("tsn_flow", "1")
     assert rgb.summary in flow.inputs and flow.begins_from == rgb and rgb.trains and flow.trains
     assert plan.store("flow", "1").trained_by == flow
+    whole = plan.run("whole", "1")
+    assert rgb.summary in whole.inputs and whole.begins_from == rgb
     (group,) = groups(plan)
-    assert {run.head for run in group.runs} == {"average", "again"}, "networks that somebody waits for come first"
+    assert {run.head for run in group.runs} == {"average", "again", "whole"}, "networks somebody waits for come first"
     changed = config()
     changed["heads"]["tsn_rgb"]["train"] = {**STILL, "lr": 2e-9}
     world.write_config(there, changed)
@@ -79,8 +87,8 @@ def test_what_waits_for_what(there: Path) -> None:
     assert plans.of("tiny").run("tsn_flow", "1").digest != flow.digest, "other pictures, another flow"
 
 
-def test_a_flow_network_begins_as_that_of_the_pictures(there: Path) -> None:
-    """At a rate of nothing it stays so: the mean of the first kernel over colours, all else as it was."""
+def test_networks_begin_as_that_of_the_pictures(there: Path) -> None:
+    """At a rate of nothing they stay so: an encoder the same; of flow the mean of the first kernel over colours, all else as it was."""
     plan = plans.of("tiny")
     for shard in range(plan.shard_count):
         extract_shards([task_of(plan.store(name), shard) for name in ("pixels", "tvl1")], workers=1)
@@ -100,6 +108,11 @@ def test_a_flow_network_begins_as_that_of_the_pictures(there: Path) -> None:
         train(args)
     train(Namespace(**{**vars(args), "head": ["tsn_rgb"]}))
     train(args)
+    train(Namespace(**{**vars(args), "head": ["whole"]}))
+    seen = load_state(plan.run("whole", "1").network)[0]
+    began = load_state(plan.run("tsn_rgb", "1").network)[0]
+    for key in (k for k in began if k.startswith("trunk.") and k.endswith("weight")):
+        torch.testing.assert_close(seen[key], began[key], atol=1e-6, rtol=0)
     old, new = (load_state(plan.run(head, "1").network)[0] for head in ("tsn_rgb", "tsn_flow"))
     (first,) = [key for key in old if old[key].shape != new[key].shape]
     torch.testing.assert_close(
