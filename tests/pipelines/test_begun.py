@@ -88,7 +88,8 @@ def test_what_waits_for_what(there: Path) -> None:
 
 
 def test_networks_begin_as_that_of_the_pictures(there: Path) -> None:
-    """At a rate of nothing they stay so: an encoder the same; of flow the mean of the first kernel over colours, all else as it was."""
+    """At a rate of nothing they stay so: an encoder the same, of flow the mean of the first kernel over
+    colours, all else as it was."""
     plan = plans.of("tiny")
     for shard in range(plan.shard_count):
         extract_shards([task_of(plan.store(name), shard) for name in ("pixels", "tvl1")], workers=1)
