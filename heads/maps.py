@@ -26,8 +26,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from extract.networks import FromRows, Network, save_network
 from features.errors import UserError
-from heads.augment import centre_box, jittered_boxes, resample
-from heads.base import Head, Shapes
+from heads.augment import centre_box, crop_rows, jittered_boxes
+from heads.base import Head, Shapes, masked_mean
 from heads.cnns import built, check_input
 from heads.map_kinds import TrunkConfig
 
@@ -92,11 +92,11 @@ class Trunk(nn.Module):
             boxes = jittered_boxes(count, self.height_px, self.width_px, mirror=mirror, generator=None)
         elif self.height_px == self.width_px == side_px:
             return clips
+        elif torch.compiler.is_compiling():
+            return crop_rows(clips, None, side_px, flow=False)
         else:
             boxes = centre_box(self.height_px, self.width_px, side_px).expand(count, 4)
-        images = clips.permute(0, 1, 4, 2, 3).flatten(1, 2).float()  # (R,T*3,H,W)
-        images = resample(images, boxes.to(clips.device), side_px)
-        return images.reshape(count, -1, 3, side_px, side_px).permute(0, 1, 3, 4, 2)
+        return crop_rows(clips, boxes.to(clips.device), side_px, flow=False)
 
 
 class OfMaps(Head):
@@ -135,23 +135,27 @@ class OfMaps(Head):
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
         """(B,L,*S) -> (B,K): padded rows never reach the network, nor its batch norms."""
         rows, mask = features[self.modality], masks[self.modality]
-        video, there = mask.nonzero()[:, 0], rows[mask]  # (R,), (R,*S)
-        if not len(there):
-            return torch.zeros(len(rows), self.num_classes, device=rows.device)
+        if torch.compiler.is_compiling() and not self.training:  # padding too: how many rows there are is not known
+            return self._agreed(self._row_scores(rows.flatten(0, 1)).view(*mask.shape, -1), mask)
+        there = rows[mask]  # (R,*S)
         steps = [there] if self.training else torch.split(there, _ROWS_A_STEP)
-        scores = torch.cat([self.scores(step if self.trunk is None else self.trunk(step)).float() for step in steps])
-        return self._agreed(scores, video, mask.sum(dim=1))
+        scores = torch.zeros(*mask.shape, self.num_classes, device=rows.device)
+        if len(there):
+            scores = scores.index_put((mask,), torch.cat([self._row_scores(step) for step in steps]))
+        return self._agreed(scores, mask)
 
-    def _agreed(self, scores: Tensor, video: Tensor, counts: Tensor) -> Tensor:
-        """(R,K), (R,), (B,) -> (B,K)."""
-        found = torch.zeros(len(counts), self.num_classes, device=scores.device)
+    def _row_scores(self, rows: Tensor) -> Tensor:
+        """(R,*S) -> (R,K) float32."""
+        return self.scores(rows if self.trunk is None else self.trunk(rows)).float()
+
+    def _agreed(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """(B,L,K), (B,L) -> (B,K)."""
+        some = mask.any(dim=1, keepdim=True)
         if self.consensus == "max":
-            return found.scatter_reduce(0, video[:, None].expand_as(scores), scores, "amax", include_self=False)
-        counts = counts.clamp_min(1)[:, None]
+            return torch.where(some, scores.masked_fill(~mask[..., None], -torch.inf).amax(dim=1), 0)
         if self.consensus == "logits" or self.training:
-            return found.index_add(0, video, scores) / counts
-        mean = found.index_add(0, video, scores.softmax(dim=1)) / counts
-        return torch.where(mean.sum(dim=1, keepdim=True) > 0, mean.clamp_min(_TINY).log(), 0)
+            return masked_mean(scores, mask)
+        return torch.where(some, masked_mean(scores.softmax(dim=2), mask).clamp_min(_TINY).log(), 0)
 
     def extra_files(self) -> dict[str, bytes]:
         """The network alone where there is one, with the input that it was trained for."""

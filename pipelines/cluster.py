@@ -45,6 +45,7 @@ HERE: Final = "127.0.0.1"
 CONNECT_S: Final = 20
 REGISTER_S: Final = 330  # a scheduler gives up a silent worker after 300, by default
 KILLED: Final = f"its worker died {TRIES} times"
+_OWN: Final[Any] = {"set_as_default": False}  # what else the process computes with Dask stays where it was
 _ONE_TASK = threading.Lock()  # of a worker, whoever asks: each works in the folder of its own command
 
 
@@ -64,14 +65,14 @@ def connected(scheduler: str | None, workers: int | None) -> Iterator[Any]:
             place = {"host": HERE, "dashboard_address": f"{HERE}:0"}
             cluster = LocalCluster(n_workers=workers, threads_per_worker=1, **place)  # type: ignore[no-untyped-call]
             try:
-                with Client(cluster) as client, _connection():  # type: ignore[no-untyped-call]
+                with Client(cluster, **_OWN) as client, _connection():  # type: ignore[no-untyped-call]
                     _tell(client)
                     yield client
             finally:
                 cluster.close()
             return
         try:
-            client = Client(scheduler, timeout=CONNECT_S)  # type: ignore[no-untyped-call]
+            client = Client(scheduler, timeout=CONNECT_S, **_OWN)  # type: ignore[no-untyped-call]
         except (OSError, ValueError, TimeoutError) as error:
             fix = "give the address that the scheduler printed, such as tcp://10.0.0.1:8786"
             raise UserError("no scheduler answers", where=printable(scheduler), got=error, fix=fix) from None

@@ -131,7 +131,7 @@ def test_a_killed_worker_over_tcp_costs_a_retry(here: Path, archive: Path, call:
     with scheduler(here) as address, worker(address, "a"), worker(address, "b") as second:
 
         def kill() -> None:
-            with Client(address) as watcher:  # type: ignore[no-untyped-call]
+            with Client(address, set_as_default=False) as watcher:  # type: ignore[no-untyped-call]
                 while not killed:
                     workers = watcher.scheduler_info(n_workers=-1)["workers"]
                     place = next((a for a, w in workers.items() if w["name"] == "b"), None)
