@@ -82,11 +82,15 @@ def stores_of(wildcards):
     return run_of(wildcards).inputs
 
 
-def everything_of(wildcards):
+def parts_of(wildcards):
     here = plan.of(wildcards.dataset)
-    # Snakemake removes what a failed job leaves, and would not miss it where the results of before still stand.
-    workflow.dag.forcefiles.update(here.lost())
     return [str(here.list_file), *(item.summary for item in (*here.stores(), *here.runs(), *here.foreign_runs()))]
+
+
+def everything_of(wildcards):
+    # Snakemake removes what a failed job leaves, and would not miss it where the results of before still stand.
+    workflow.dag.forcefiles.update(plan.of(wildcards.dataset).lost())
+    return parts_of(wildcards)
 
 
 def device_count(wildcards):

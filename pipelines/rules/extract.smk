@@ -107,5 +107,6 @@ rule gather:
         "work/{dataset}/logs/{store}/gather.log",
     params:
         arguments=store_arguments,
+        manifests=manifests_of,
     shell:
         "framepool gather {wildcards.dataset} {params.arguments} > {log:q} 2>&1"

@@ -60,5 +60,7 @@ rule assemble:
         directory("results/{dataset}"),
     log:
         "work/{dataset}/logs/assemble.log",
+    params:
+        parts=parts_of,
     shell:
         "framepool assemble {wildcards.dataset} --out {output:q} > {log:q} 2>&1"
