@@ -38,7 +38,7 @@ def in_waves(client: Any, call: Any, shards: Iterator[Any], name: Any) -> Iterat
     """(shard, what its task gave or the `KilledWorker`), a few tasks a worker at a time, so that a long list costs no
     memory. Raises `FramepoolError` where a task fails otherwise, or the scheduler is gone."""
     open_: dict[Any, Any] = {}
-    running: Any = as_completed(raise_errors=False)  # type: ignore[no-untyped-call]
+    running: Any = as_completed(loop=client.loop, raise_errors=False)  # type: ignore[no-untyped-call]
 
     def send() -> None:
         workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
