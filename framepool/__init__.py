@@ -58,7 +58,10 @@ class Data:
 
         rows = self.features.rows[modality]
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), rows.lengths.cumsum(0)])
-        return rows.data[:-1], offsets
+        there = rows.lengths > 0
+        if torch.equal(rows.starts[there], offsets[:-1][there]) and len(rows.data) == offsets[-1] + 1:
+            return rows.data[:-1], offsets
+        return rows.data[_numbers(rows.starts, rows.lengths)], offsets  # a list in another order than the store
 
     def video(self, video: str) -> dict[str, Tensor]:
         """{modality: (L,*D)} of one video, by its id."""
@@ -71,6 +74,7 @@ class Data:
     def array(self, modality: str) -> Any:
         """The same rows (N,*D) as a Dask array of a block a shard, each read and checked when it is computed."""
         import dask.array
+        import torch
         from dask.delayed import delayed
 
         from features.store import read_manifest, read_shard, shards
@@ -79,12 +83,26 @@ class Data:
             return read_shard(folder, shard).frames
 
         folder, blocks = self.folders[modality], []
+        places, position = dict[str, int](), 0
         for shard in shards(folder):
             manifest = read_manifest(folder, shard)
             shape = (manifest.rows, *manifest.row_shape)
             block = delayed(rows)(folder, shard)
             blocks.append(dask.array.from_delayed(block, shape, manifest.dtype))  # type: ignore[no-untyped-call]
-        return dask.array.concatenate(blocks)  # type: ignore[no-untyped-call]
+            for video, outcome in zip(manifest.ids, manifest.outcomes, strict=True):
+                places[video], position = position, position + outcome.rows
+        stored = dask.array.concatenate(blocks)  # type: ignore[no-untyped-call]
+        starts = torch.tensor([places[video] for video in self.videos])
+        numbers = _numbers(starts, self.features.rows[modality].lengths)
+        return stored if torch.equal(numbers, torch.arange(position)) else stored[numbers.numpy()]
+
+
+def _numbers(starts: Tensor, lengths: Tensor) -> Tensor:
+    """Of rows that begin at `starts` (V,), `lengths` (V,) each: their numbers, video by video."""
+    import torch
+
+    before = lengths.cumsum(0) - lengths
+    return torch.arange(int(lengths.sum())) + torch.repeat_interleave(starts - before, lengths)
 
 
 @dataclass(frozen=True)

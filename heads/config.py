@@ -9,11 +9,15 @@ passes on. `train` carries the defaults of the paper that the head is from.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from features.recipe import Config
+
+NAME: Final = re.compile(r"[a-z0-9_]+")  # of an extractor, and so of features; files are named after it
+GRAPHS: Final = ("head", "clip")  # what an export calls the graphs that are no modality's
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 # what is no option of the head's own
@@ -260,6 +264,10 @@ class BaseConfig(Config):
     def _names(self) -> Self:
         if not self.features:
             raise ValueError("at least one modality in features")
+        for modality in self.features:
+            if not NAME.fullmatch(modality) or modality in GRAPHS:
+                named = f"a to z, 0 to 9 and _ in names of features, and neither of {' and '.join(GRAPHS)}"
+                raise ValueError(f"{named}, which an export needs, not {modality!r}")
         if len(set(self.features)) < len(self.features):
             raise ValueError(f"each modality once, not {', '.join(self.features)}")
         if self.align is not None and self.align not in self.features:

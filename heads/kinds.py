@@ -16,7 +16,8 @@ from heads.map_kinds import I3dConfig, KftConfig
 
 
 class AverageConfig(BaseConfig):
-    """Mean of the rows, dropout, linear layer."""
+    """Mean of the rows, dropout, linear layer. What Attention Clusters' tables call average has their recipe: see
+    `config/kinetics-tuned.yaml`."""
 
     kind: Literal["average"] = "average"
     dropout: Share = 0.5
@@ -32,7 +33,7 @@ class AttentionClusterTrain(TrainConfig):
 
 
 class AttentionClusterConfig(BaseConfig):
-    """Attention Clusters (CVPR 2018); the defaults are the paper's for UCF101."""
+    """Attention Clusters (CVPR 2018); rows and dropout are the paper's for UCF101, for which it names no N."""
 
     kind: Literal["attention_cluster"] = "attention_cluster"
     clusters: PositiveInt | dict[str, PositiveInt] = Field(64, description="N, units a modality")
@@ -104,7 +105,10 @@ class BiLstmConfig(BaseConfig):
 
 
 class VtnTrain(TrainConfig):
-    """VTN (2019), §4: Adam 1e-4 with L2 of 1e-4, a tenth of the rate where the loss stays, about 50 epochs."""
+    """VTN (2019), §4: Adam 1e-4 with L2 of 1e-4, a tenth of the rate where the loss stays, about 50 epochs.
+
+    The paper watches a validation set: that is `hold_out`. Without one, as here, the loss of training is watched.
+    """
 
     epochs: PositiveInt = 50
     batch: PositiveInt = 32
@@ -161,14 +165,14 @@ class NetVladConfig(BaseConfig):
 
 
 class NextVladConfig(BaseConfig):
-    """NeXtVLAD (ECCV workshops 2018), its sizes for YouTube-8M."""
+    """NeXtVLAD (ECCV workshops 2018), the sizes of the authors' code for YouTube-8M."""
 
     kind: Literal["nextvlad"] = "nextvlad"
     centres: PositiveInt = 128
     groups: PositiveInt = 8
     expansion: PositiveInt = 2
-    hidden: PositiveInt = 1024
-    squeeze: PositiveInt = Field(16, description="the gates' bottleneck is so many times narrower")
+    hidden: PositiveInt = 2048
+    squeeze: PositiveInt = Field(8, description="the gates' bottleneck is so many times narrower")
     dropout: Share = 0.5
     train: TrainConfig = TrainConfig()
 

@@ -142,9 +142,9 @@ class Loop:
             self._began = time.perf_counter()
             self._epoch(inside)
             inside = None
+            self._save(None)
             self.seconds += time.perf_counter() - self._began
             log(self._line())
-            self._save(None)
         if self.best is not None:
             self.head.load_state_dict(self.best)
 

@@ -44,7 +44,6 @@ TRIES: Final = 2
 HERE: Final = "127.0.0.1"
 CONNECT_S: Final = 20
 REGISTER_S: Final = 330  # a scheduler gives up a silent worker after 300, by default
-KILLED: Final = f"its worker died {TRIES} times"
 _OWN: Final[Any] = {"set_as_default": False}  # what else the process computes with Dask stays where it was
 _ONE_TASK = threading.Lock()  # of a worker, whoever asks: each works in the folder of its own command
 
@@ -163,14 +162,19 @@ def score_on(client: Any, machine: Machine, options: Options, clips: Iterable[Cl
                 yield from found
         for clip in suspects:
             for _, found in in_waves(client, lambda shard: (_score, name, shard), iter([[clip]]), _shard_key):
-                yield from [machine.without(clip, _killed())] if isinstance(found, KilledWorker) else found
+                yield from [machine.without(clip, _killed(found))] if isinstance(found, KilledWorker) else found
     finally:
         with suppress(Exception):  # of a scheduler that is gone
             client.unregister_worker_plugin(name)  # whose decoders would keep a worker from ending
 
 
-def _killed() -> Outcome:
-    return Outcome(outcome="decoder_killed", reason=KILLED)
+def _killed(error: KilledWorker) -> Outcome:
+    """After as many tries as the scheduler allows: two of a cluster of ours."""
+    return Outcome(outcome="decoder_killed", reason=_died(error))
+
+
+def _died(error: KilledWorker) -> str:
+    return f"its worker died {error.allowed_failures + 1} times"
 
 
 def _shard_key(shard: Sequence[Clip]) -> str:
@@ -202,10 +206,12 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
     def call(shard: int) -> tuple[Any, ...]:
         return _extract, here, plan.dataset, token, names, split, shard, threads
 
-    dead = []
+    dead: list[int] = []
+    why = ""
     for shard, found in in_waves(client, call, iter(shards), lambda shard: f"extract-{plan.dataset}-{shard}"):
         if isinstance(found, KilledWorker):
             dead.append(shard)
+            why = why or _died(found)
         else:
             yield found
     if dead:
@@ -213,5 +219,5 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
         where = f"{plan.dataset}: shards {', '.join(map(str, dead[:10]))}"
         done = finished(partial_path(stores[0].folder, dead[0]))
         open_ = [video.id for n, video in enumerate(plan.shard_videos(dead[0])) if n not in done]
-        got = f"{KILLED}; the first that are not finished: {', '.join(map(printable, open_[:threads]))}"
+        got = f"{why}; the first that are not finished: {', '.join(map(printable, open_[:threads]))}"
         raise FramepoolError("workers died", where=where, got=got, fix=fix)

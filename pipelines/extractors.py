@@ -18,6 +18,7 @@ from extract.config import AnyExtractor, ExtractorConfig, Frames, Imported, Netw
 from extract.stage import Stage
 from features.errors import FramepoolError, UserError, printable
 from features.recipe import digest, file_sha256
+from heads.config import NAME
 from heads.scoring import Trained
 from pipelines import plan as plans
 from pipelines.described import WEIGHTS_OF, described, own_weights
@@ -52,6 +53,8 @@ class Stages:
         try:
             config: AnyExtractor = TypeAdapter(ExtractorConfig).validate_python(extractor["config"])
             source, own = extractor["source"], extractor["recipe"]
+            if not NAME.fullmatch(extractor["extractor"]):  # stores are named after it
+                raise ValueError(f"no name of an extractor: {extractor['extractor']!r}")
         except (ValueError, KeyError, TypeError) as error:
             got = printable(str(error).splitlines()[0])
             raise FramepoolError("run does not load", where=run.folder, got=got, fix=_AGAIN) from None

@@ -8,8 +8,9 @@ sweeps:
     rows: {clusters: [1, 2, 4]}                 # short for {"1": {clusters: 1}, "2": {clusters: 2}, ...}
     paper: {no shift: [0.2, 0.4, 2.2], shift: [51.2, 64.8, 75.9]}
 
-A cell is the head with what its column and then its row say; its name is ``table1_no_shift_4``. No torch here: the
-Snakefile parses them.
+A cell is the head with what its column and then its row say; its name is ``table1_no_shift_4``. What is said by
+modality, such as ``clusters: {rgb: 64, flow: 32}``, may name those of other columns, too. No torch here: the Snakefile
+parses them.
 """
 
 from __future__ import annotations
@@ -58,11 +59,13 @@ class Sweep(Config):
 
     def cells(self, name: str) -> dict[tuple[str, str], tuple[str, dict[str, Any]]]:
         """(column, row) -> the name of its head, and that head's config as the YAML would have it."""
-        return {
-            (c, r): (_slug(name, c, r), _merged(_merged(self.head, column), row))
+        configs = {
+            (c, r): _merged(_merged(self.head, column), row)
             for c, column in self.columns.items()
             for r, row in self.rows.items()
         }
+        known = {modality for config in configs.values() for modality in config.get("features") or ()}
+        return {(c, r): (_slug(name, c, r), _cut(config, known)) for (c, r), config in configs.items()}
 
 
 def expanded(value: Any) -> Any:
@@ -98,6 +101,17 @@ def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, A
         old = found.get(key)
         found[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return found
+
+
+def _cut(config: dict[str, Any], known: set[str]) -> dict[str, Any]:
+    """`config` without what its options say of modalities, of those `known`, that it does not read."""
+    own = set(config.get("features") or ())
+
+    def kept(value: Any) -> Any:
+        by_modality = isinstance(value, Mapping) and own and own <= value.keys() <= known
+        return {m: v for m, v in value.items() if m in own} if by_modality else value
+
+    return {key: kept(value) for key, value in config.items()}
 
 
 def _slug(*parts: str) -> str:

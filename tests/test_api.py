@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import framepool
+from features.batches import Features
 from features.errors import UserError
 from features.store import read_shard
 from pipelines import __main__ as program
@@ -96,6 +99,22 @@ def test_a_dask_array_reads_a_block_only_when_it_is_computed(here: Path) -> None
     assert array.shape == (36, 96) and array.numblocks == (3, 1) and array.dtype == np.float16
     rows = read_shard(data.folders["rgb"], 1).frames
     assert np.array_equal(array.blocks[1].compute(), rows)
+
+
+def test_a_list_in_another_order_than_the_store(here: Path) -> None:
+    data = framepool.load("demo", "rgb")
+    rows = data.features.rows["rgb"]
+    order = torch.randperm(len(data.videos), generator=torch.Generator().manual_seed(0))[:-2]  # two are listed no more
+    ids = tuple(data.videos[k] for k in order.tolist())
+    moved = {"rgb": rows._replace(starts=rows.starts[order], lengths=rows.lengths[order])}
+    other = dataclasses.replace(data, features=Features(ids, moved, data.features.stores))
+    stored, offsets = other.tensor("rgb")
+    blocks = other.array("rgb").compute()
+    assert len(stored) == len(blocks) == int(offsets[-1])
+    for number, video in enumerate(ids):
+        own = slice(int(offsets[number]), int(offsets[number + 1]))
+        expected = data.video(video)["rgb"]
+        assert torch.equal(stored[own], expected) and np.array_equal(blocks[own], expected.numpy())
 
 
 def test_mistakes_are_said(here: Path) -> None:

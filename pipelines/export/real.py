@@ -19,6 +19,7 @@ import torch
 from av.video.frame import VideoFrame
 
 from extract.config import FromVideo, Networked
+from extract.lanes import middle
 from extract.media import Decoded, MediaError, decode, probe
 from extract.samples import job_of, samples
 from extract.sampling import rows as frame_numbers
@@ -26,6 +27,7 @@ from extract.stage import Stage
 from features.batches import Features
 from features.errors import FramepoolError, UserError
 from features.outcome import Outcome
+from features.recipe import digest
 from features.videolist import Video
 from pipelines.export.graphs import frames_a_row, pictures, window_of
 from pipelines.export.write import Array
@@ -100,26 +102,54 @@ def _inputs(run: OfRun, features: Features, videos: torch.Tensor) -> tuple[dict[
 
 
 def real_features(graph: Graph, clips: Clips) -> Iterator[tuple[Array, Array]]:
-    """(samples (L,*S), rows (L,*D)) of each video, for a network that reads the video itself: the stored rows, or where
-    those are of less than fp32 what the network makes of them."""
+    """(samples (L,*S), rows (L,*D)) of each video, for a network: what it reads of the video, or of the store that it
+    reads where that is here; and the stored rows, or where those are of less than fp32 what the network makes of it."""
     modality = graph.name
     source = clips.run.sources[modality]
-    if clips.features is None or not isinstance(source.config, Networked) or source.before is not None:
+    if clips.features is None or not isinstance(source.config, Networked):
         return
-    job = job_of(source.config, source.facts["transform"])
-    stored = clips.features.rows[modality]
-    for number, path in enumerate(clips.paths.values()):
-        if not path.is_file() or not int(stored.lengths[number]):
-            continue
-        found = [item[1].copy() for _, item in samples(path, {0: job}) if not isinstance(item, Outcome)]
-        first = int(stored.starts[number])
-        rows = stored.data[first : first + int(stored.lengths[number])].float().numpy()
-        if len(found) != len(rows):
+    found = _decoded(source, clips) if source.before is None else _stored(modality, source, clips)
+    for number, taken in found:
+        rows = _rows(clips.features, modality, number).astype(np.float32)
+        if not len(rows) or len(taken) != len(rows):
             continue
         if source.config.precision != "fp32":
             with torch.inference_mode():
-                rows = graph.module(torch.from_numpy(np.stack(found))).numpy()
-        yield np.stack(found), rows
+                rows = graph.module(torch.from_numpy(taken)).numpy()
+        yield taken, rows
+
+
+def _decoded(source: Stage, clips: Clips) -> Iterator[tuple[int, Array]]:
+    """(video, samples (L,*S)) of those that can be read."""
+    job = job_of(source.config, source.facts["transform"])
+    for number, path in enumerate(clips.paths.values()):
+        if not path.is_file():
+            continue
+        found = [item[1].copy() for _, item in samples(path, {0: job}) if not isinstance(item, Outcome)]
+        if found:
+            yield number, np.stack(found)
+
+
+def _stored(modality: str, source: Stage, clips: Clips) -> Iterator[tuple[int, Array]]:
+    """The same of a network that reads another store; nothing where that is gone, as temporary rows are."""
+    made_from = clips.run.record.get("extractors", {}).get(modality, {}).get("source")
+    if made_from is None or clips.features is None:
+        return
+    folder = clips.run.plan.work / "features" / f"{made_from['extractor']}-{digest(made_from['recipe'])[:8]}"
+    try:
+        before = Features.open({"before": folder}, clips.features.ids)
+    except FramepoolError:
+        return
+    cut = middle(tuple(before.rows["before"].data.shape[1:]), source.facts["transform"].get("crop"))
+    for number in range(len(before.ids)):
+        yield number, np.ascontiguousarray(_rows(before, "before", number)[(slice(None), *cut)])
+
+
+def _rows(features: Features, modality: str, number: int) -> Array:
+    """(L,*D) of a video."""
+    rows = features.rows[modality]
+    first = int(rows.starts[number])
+    return rows.data[first : first + int(rows.lengths[number])].numpy()
 
 
 def full_frames(path: Path, reader: Stage) -> Array:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from features.atomic import make_folder, write_bytes
+from features.atomic import make_folder, write_bytes, writing
 from features.errors import FramepoolError
 
 Array = npt.NDArray[Any]
@@ -43,7 +43,7 @@ def write(
         return
     import openvino
 
-    with tempfile.TemporaryDirectory() as folder:
+    with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         place = Path(folder) / "graph.onnx"
         place.write_bytes(data)
         model = openvino.convert_model(place)

@@ -10,7 +10,8 @@ Legend: V videos (or windows of videos), C classes, L rows.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,7 @@ from pipelines.extractors import Stages
 from pipelines.plan import WORK
 
 BLOCK: Final = 64  # videos that a head sees together, at most
+MOST_REFUSED: Final = 1024  # clips that wait to be told
 BLOCK_BYTES: Final = 64 << 20
 BLOCK_S: Final = 10.0  # a finished video waits no longer
 Row = dict[str, Any]
@@ -98,13 +100,24 @@ class Machine:
 
     def score(self, clips: Iterable[Clip]) -> Iterator[Done]:
         """Every clip once, about in their order. To be read to its end."""
+        clips, more = iter(clips), True
+        while more:
+            more = yield from self._some(clips)
+
+    def _some(self, clips: Iterator[Clip]) -> Generator[Done, None, bool]:
+        """Until there are no more, or very many in a row that are refused, which are told before the others."""
         known: dict[int, Clip] = {}
-        refused: list[Clip] = []
+        refused: deque[Clip] = deque()
+        more = False
 
         def given() -> Iterator[tuple[int, Media]]:
+            nonlocal more
             for clip in clips:
                 if clip.media is None:
                     refused.append(clip)
+                    if len(refused) == MOST_REFUSED:
+                        more = True
+                        return
                     continue
                 known[self._number] = clip
                 yield self._number, clip.media
@@ -119,9 +132,10 @@ class Machine:
                 yield from self._block(block, known)
                 block, began = [], time.monotonic()
             while refused:
-                yield self._refused(refused.pop(0))
+                yield self._refused(refused.popleft())
         yield from self._block(block, known)
         yield from map(self._refused, refused)
+        return more
 
     def without(self, clip: Clip, outcome: Outcome) -> Done:
         """What is said of a clip that was not looked into."""

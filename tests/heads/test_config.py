@@ -58,6 +58,8 @@ def test_a_recipe_parses_to_the_same_config() -> None:
         ),
         ({"kind": "averag", "features": ["rgb"]}, "expected one of 'average', 'attention_cluster', 'flatten', "),
         ({"kind": "average", "features": []}, "expected at least one modality in features"),
+        ({"kind": "average", "features": ["/tmp/rgb"]}, "a to z, 0 to 9 and _ in names of features, .*not '/tmp/rgb'"),
+        ({"kind": "average", "features": ["head"]}, "neither of head and clip, which an export needs, not 'head'"),
         ({"kind": "average", "features": ["rgb", "rgb"]}, "each modality once, not rgb, rgb"),
         (
             {"kind": "average", "features": ["rgb"], "train": {"momentum": 0.9}},

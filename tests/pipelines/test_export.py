@@ -291,6 +291,16 @@ def test_24_real_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: st
         found = real_rows(run, real_clips(run, 24))
         assert found is not None and len(found[1]) == 24
         assert np.abs(runner(path)(found[0]) - found[1]).max() < 1e-4
+    made = {n: g["checked"] for n, g in export_run(run, tmp_path / "two", form, videos=24)["graphs"].items()}
+    assert made["head"]["rows_of_videos"] < 1e-4 and made["head"]["videos"] == made["rgb"]["videos"] == 24
+    assert made["audio"]["samples_of_videos"] < 1e-3 and made["audio"]["videos"] == 12, "those that have sound"
+    kept = np.load(folder / "predictions.npz")
+    assert program.main(f"score {folder} {SHARED / 'ucf6-orig'} --out scores.jsonl --logits".split()) == 0
+    rows = {row["video"]: row for row in map(json.loads, Path("scores.jsonl").read_text().splitlines())}
+    assert len(rows) == 24 and len(kept["ids"]) == 12
+    for video, logits in zip(kept["ids"].tolist(), kept["logits"], strict=True):
+        path = next(name for name in rows if Path(name).stem == Path(video).stem)
+        assert np.abs(np.array(rows[path]["logits"]) - logits).max() < 1e-5, "all modalities, as they are stored"
     (folder,) = Path("work/orig/runs").glob("cluster-*/seed0")
     checked = {n: g["checked"] for n, g in export_run(of_run(folder), tmp_path, form, videos=24)["graphs"].items()}
     assert checked["head"]["rows_of_videos"] < 1e-4 and checked["rgb"]["samples_of_videos"] < 1e-3

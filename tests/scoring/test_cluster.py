@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from distributed import Client
+from distributed import Client, KilledWorker
 
 from features.store import shards, verify_shard
 from pipelines import cluster
@@ -185,7 +185,7 @@ def test_a_video_that_kills_its_worker_is_recorded_after_two_tries(here: Path, c
         **{f"{n}.mp4": "ok" for n in range(5)},
         "poison.mp4": "decoder_killed",
     }
-    assert rows["poison.mp4"]["reason"] == cluster.KILLED and rows["poison.mp4"]["label"] is None
+    assert rows["poison.mp4"]["reason"] == "its worker died 2 times" and rows["poison.mp4"]["label"] is None
 
 
 def test_a_scheduler_that_is_killed_loses_nothing(here: Path, archive: Path, call: Call) -> None:
@@ -267,5 +267,5 @@ def test_a_machine_says_what_became_of_a_clip_that_was_lost(here: Path) -> None:
     from extract.sources import Clip
 
     machine = Machine(Options(runs=(world.run_of("average"),), threads=1))
-    (row,) = machine.without(Clip("s", "v"), cluster._killed()).rows
+    (row,) = machine.without(Clip("s", "v"), cluster._killed(KilledWorker("a task", "a worker", 1))).rows
     assert (row["outcome"], row["reason"], row["labels"]) == ("decoder_killed", "its worker died 2 times", [])

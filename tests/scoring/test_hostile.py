@@ -45,6 +45,13 @@ def changed(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
     (run / "run.json").write_text(json.dumps(record))
 
 
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "", 7])
+def test_names_of_extractors_are_no_paths(here: Path, call: Call, name: Any) -> None:
+    changed(world.run_of("average"), lambda record: record["extractors"]["rgb"].update(extractor=name))
+    code, said = call(f"score {world.run_of('average')} videos --out s.jsonl --keep-features kept --threads 1")
+    assert code == 1 and "run does not load" in said and not (here / "s.jsonl").exists(), said
+
+
 @pytest.mark.parametrize("protocol", ["torch", "pickle"])
 def test_weights_that_are_a_pickle_bomb_do_not_go_off(here: Path, call: Call, protocol: str) -> None:
     """Whoever made the run made every digest fit."""

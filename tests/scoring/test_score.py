@@ -18,6 +18,7 @@ from extract.whole import Extraction
 from features.outcome import NAMES
 from features.store import read_shard, shards
 from heads.results import read_predictions
+from pipelines.scoring import machine
 from pipelines.scoring.machine import Machine, Options
 from tests.media import damaged_media, write_network, write_video
 from tests.scoring import world
@@ -90,6 +91,17 @@ def test_what_is_no_video_has_its_outcome_and_a_grown_folder_its_new_rows(here: 
     with (here / "s.csv").open() as stream:
         later = [row["video"] for row in csv.DictReader(stream)][len(rows) :]
     assert sorted(later) == sorted(f"more/=cmd{n}.mp4" for n in range(10))
+
+
+def test_refused_ones_do_not_pile_up(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "MOST_REFUSED", 4)
+    names = [f"missing{n}.avi" for n in range(11)]
+    names[6:6] = [v.relative_to(here / "videos").as_posix() for v in sorted((here / "videos").rglob("*.avi"))][:2]
+    (here / "list.txt").write_text("\n".join(names))
+    code, said = call(f"score {world.run_of('average')} list.txt --root videos --out s.jsonl --threads 1")
+    found = by_video(here / "s.jsonl")
+    assert code == 0 and found.keys() == set(names), said
+    assert [row["outcome"] for row in found.values()].count("ok") == 2
 
 
 def test_a_formula_is_no_formula_in_csv(here: Path, call: Call) -> None:
