@@ -22,6 +22,7 @@ from features.foreign.base import LARGEST_BYTES, TIMES, Array, Collection, Unrea
 FLAT: Final = ("features", "offsets", "ids")
 _FLAT_BYTES: Final = 8 << 30  # of offsets or of names
 _CHUNK_BYTES: Final = 1 << 30
+_MOST_PACKED: Final = 4096  # times that rows may be larger than what is stored of them
 
 
 class Hdf5(Collection):
@@ -109,6 +110,8 @@ def _within(dataset: Any, part: slice, largest: int = LARGEST_BYTES) -> Array:
     chunk = math.prod(dataset.chunks or ()) * dataset.dtype.itemsize
     if size > largest or chunk > _CHUNK_BYTES:
         raise Unreadable("too_large", f"{size} bytes in chunks of {chunk}, limit {largest}")
+    if size > _MOST_PACKED * (stored := dataset.id.get_storage_size()):
+        raise Unreadable("undecodable", f"{size} bytes are said to be in {stored}")
     try:
         return np.asarray(dataset[part])
     except (OSError, ValueError, RuntimeError, TypeError) as error:

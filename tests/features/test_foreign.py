@@ -205,16 +205,17 @@ def test_hdf5_of_other_files_and_of_giants(tmp_path: Path) -> None:
         layout[:] = h5py.VirtualSource("secret.h5", "x", (3, 5))
         file.create_virtual_dataset("virtual", layout)
         file.create_dataset("giant", (10**12, 5), "f4", chunks=(1000, 5))
+        file.create_dataset("hollow", (10**7, 90), "f4")  # 3.6 GB that nobody wrote
         file.create_dataset("bomb", (40, 10**8), "f4", chunks=(10, 10**8), compression="gzip")
         file["text"], file["number"], file["good"] = "words", 1.0, np.zeros((3, 5))
-    ids = ["linked", "soft", "raw", "virtual", "giant", "bomb", "text", "number", "good"]
+    ids = ["linked", "soft", "raw", "virtual", "giant", "bomb", "hollow", "text", "number", "good"]
     found = open_(tmp_path / "bad.h5", ids, None)
     assert "linked" not in found.entries and "soft" not in found.entries
     for video, outcome in (("raw", "refused"), ("virtual", "refused"), ("giant", "too_large"), ("bomb", "too_large")):
         with pytest.raises(Unreadable) as error:
             found.rows(video)
         assert error.value.outcome == outcome, video
-    for video in ("text", "number"):
+    for video in ("text", "number", "hollow"):
         with pytest.raises(Unreadable):
             found.rows(video)
     assert found.rows("good")[1].shape == (3, 5)

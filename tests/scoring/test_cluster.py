@@ -196,17 +196,36 @@ def test_a_scheduler_that_is_killed_loses_nothing(here: Path, archive: Path, cal
         command = f"score {run} archive.tar --out s.jsonl --logits --threads 1 --scheduler {address}"
         words = [sys.executable, "-m", "pipelines", *command.split()]
         client = subprocess.Popen(words, cwd=here, env=environment(), stderr=subprocess.PIPE, text=True)
-        while not (here / "s.jsonl").exists():
-            time.sleep(0.1)
-        time.sleep(4)
+        with Client(address, set_as_default=False) as watcher:  # type: ignore[no-untyped-call]
+            while not any(watcher.processing().values()) and client.poll() is None:
+                time.sleep(0.05)
         one.close()
         stack.close()
         _, said = client.communicate(timeout=120)
-    assert client.returncode in (0, 1), said
-    if client.returncode:
-        assert "framepool: " in said and "Traceback" not in said.split("framepool: ")[-1], said
+    assert client.returncode == 1, said
+    assert "framepool: " in said and "Traceback" not in said.split("framepool: ")[-1], said
     assert call(f"score {run} archive.tar --out s.jsonl --logits --threads 1")[0] == 0
     close(expected, by_video(here / "s.jsonl"))
+
+
+def test_a_scheduler_that_is_killed_loses_no_shard(here: Path, call: Call) -> None:
+    before = {n: verify_shard(store(here), n).files for n in shards(store(here))}
+    place = store(here)
+    shutil.rmtree(place)
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(here))
+        one = stack.enter_context(worker(address, "a"))
+        command = f"extract tiny --extractor rgb --threads 1 --scheduler {address}"
+        words = [sys.executable, "-m", "pipelines", *command.split()]
+        client = subprocess.Popen(words, cwd=here, env=environment(), stderr=subprocess.PIPE, text=True)
+        while not list(place.glob("*.partial")) and client.poll() is None:
+            time.sleep(0.02)
+        one.close()
+        stack.close()
+        _, said = client.communicate(timeout=120)
+    assert client.returncode == 1 and "framepool: " in said, said
+    assert call("extract tiny --extractor rgb --threads 1")[0] == 0
+    assert {n: verify_shard(store(here), n).files for n in shards(store(here))} == before
 
 
 def namespaces() -> str:
