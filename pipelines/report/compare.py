@@ -2,8 +2,8 @@
 
 A video counts as the share of seeds that have it right. Videos are drawn with replacement, the same ones for both heads
 and each split by itself; the interval holds 95 % of the differences (Efron and Tibshirani, 1993, §13.3). Where videos
-have several labels there is no share of a video, and no interval.
-Legend: V videos of a split, R draws.
+have several labels no video is right or wrong by itself: each draw has its own mAP, the mean over seeds.
+Legend: V videos of a split, R draws, C classes.
 
     behind(heads)["average"]                                    # Gap(mean=0.012, low=0.004, high=0.021)
     Pair(comparison, "ucf6-trained", head, other).verdict       # "holds"
@@ -26,12 +26,13 @@ from pipelines.comparisons import Comparison
 from pipelines.report.runs import Head, ranking
 
 DRAWS: Final = 4000
+MAP_DRAWS: Final = 400  # each sorts nothing, but goes over all classes of all seeds
 
 Shares = npt.NDArray[np.float64]
 
 
 class Gap(NamedTuple):
-    """Top-1 of the best head less this one's, and the 95 % interval of that."""
+    """Top-1, or mAP, of the best head less this one's, and the 95 % interval of that."""
 
     mean: float
     low: float
@@ -39,15 +40,15 @@ class Gap(NamedTuple):
 
 
 def behind(heads: Sequence[Head]) -> dict[str, Gap]:
-    """By name, for each head but the first, which is the best; empty where videos have several labels."""
+    """By name, for each head but the first, which is the best."""
     gaps = {head.name: gap(heads[0], head) for head in heads[1:]}
     return {name: found for name, found in gaps.items() if found is not None}
 
 
 def gap(ahead: Head, other: Head) -> Gap | None:
-    """Top-1 of `ahead` less that of `other`; None where videos have several labels, or other videos were tested."""
-    if ahead.multi_label or other.multi_label:
-        return None
+    """Top-1, or mAP, of `ahead` less that of `other`; None where other videos were tested."""
+    if ahead.multi_label and other.multi_label:
+        return _map_gap(ahead, other)
     best, own = _shares(ahead), _shares(other)
     if own.keys() != best.keys() or any(len(own[s]) != len(best[s]) for s in best):
         return None
@@ -114,6 +115,38 @@ def interval(differences: Sequence[Shares], draws: int = DRAWS) -> Gap:
         drawn += rng.multinomial(len(values), counts / len(values), draws) @ levels / (len(values) * len(differences))
     low, high = np.quantile(drawn, (0.025, 0.975))
     return Gap(float(np.mean([v.mean() for v in differences])), float(low), float(high))
+
+
+def _map_gap(ahead: Head, other: Head) -> Gap | None:
+    rng, drawn = np.random.default_rng(0), np.zeros(1 + MAP_DRAWS)
+    for split in ahead.splits:
+        both = [[read_predictions(run.folder) for run in h.runs if run.split == split] for h in (ahead, other)]
+        if not all(both) or len({tuple(found.ids) for runs in both for found in runs}) > 1:
+            return None
+        videos = len(both[0][0].ids)
+        counts = rng.multinomial(videos, np.full(videos, 1 / videos), MAP_DRAWS)
+        counts = np.vstack([np.ones((1, videos), dtype=counts.dtype), counts])  # and as they are
+        best, own = (np.mean([drawn_map(f.logits, f.labels, counts) for f in runs], axis=0) for runs in both)
+        drawn += (best - own) / len(ahead.splits)
+    low, high = np.quantile(drawn[1:], (0.025, 0.975))
+    return Gap(float(drawn[0]), float(low), float(high))
+
+
+def drawn_map(logits: npt.NDArray[Any], labels: npt.NDArray[Any], counts: npt.NDArray[Any]) -> Shares:
+    """(V,C), (V,C) of 0 and 1, (R,V) how often a draw has each video -> (R,): the mAP of each draw, over the classes
+    that occur in it."""
+    precisions = []
+    for scores, positive in zip(logits.T, labels.T.astype(bool), strict=True):
+        if not positive.any():
+            continue
+        order = np.argsort(-scores, kind="stable")
+        last_of_tie = np.searchsorted(-scores[order], -scores[order], side="right") - 1
+        drawn = counts[:, order]
+        hits = drawn * positive[order]
+        precision = (hits.cumsum(axis=1) / np.maximum(drawn.cumsum(axis=1), 1))[:, last_of_tie]
+        total = hits.sum(axis=1)
+        precisions.append(np.where(total > 0, (precision * hits).sum(axis=1) / np.maximum(total, 1), np.nan))
+    return np.asarray(np.nanmean(precisions, axis=0), dtype=np.float64)
 
 
 def _shares(head: Head) -> dict[str, Shares]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from features.errors import DamagedStore
+from heads.metrics import multi_label
 from pipelines.comparisons import Comparison
 from pipelines.report import assemble
-from pipelines.report.compare import Pair, behind, interval
+from pipelines.report.compare import Pair, behind, drawn_map, interval
 from pipelines.report.runs import by_head, read_run
 from tests.pipelines.test_report import make_list, make_run
 
@@ -41,6 +43,35 @@ def test_heads_are_compared_video_by_video(tmp_path: Path) -> None:
     (folders[0] / "predictions.npz").write_bytes(b"no zip")
     with pytest.raises(DamagedStore, match=r"run is not complete: .*predictions\.npz"):
         behind(heads)
+
+
+def test_the_map_of_a_draw_is_that_of_its_videos() -> None:
+    """Against the metric itself on the videos that were drawn, each as often as it was, ties and all."""
+    rng = np.random.default_rng(0)
+    logits, labels = rng.integers(0, 6, (40, 5)) / 2.0, rng.random((40, 5)) < 0.3
+    labels[:, 4] = False
+    draws = [rng.integers(0, 40, 40) for _ in range(6)]
+    counts = np.stack([np.bincount(draw, minlength=40) for draw in draws])
+    expected = [multi_label(logits[draw], labels[draw], list("abcde"))["map"] for draw in draws]
+    np.testing.assert_allclose(drawn_map(logits, labels, counts), expected, rtol=1e-12)
+
+
+def test_heads_of_several_labels_are_compared_by_map(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.random((200, 4)) < 0.4
+    folders = []
+    for name, noise in (("a", 0.3), ("b", 2.0)):
+        folder = make_run(tmp_path, name, "1", 0, 0.5)
+        logits = labels + noise * rng.standard_normal(labels.shape)
+        np.savez(folder / "predictions.npz", ids=np.array([f"v{n}" for n in range(200)]), logits=logits, labels=labels)
+        score = multi_label(logits, labels, list("abcd"))
+        (folder / "metrics.json").write_text(json.dumps(json.loads((folder / "metrics.json").read_text()) | score))
+        record = json.loads((folder / "run.json").read_text()) | {"multi_label": True}
+        (folder / "run.json").write_text(json.dumps(record))
+        folders.append((folder, score["map"]))
+    heads = by_head(read_run(folder) for folder, _ in folders)
+    gap = behind(heads)["b"]
+    assert gap.mean == pytest.approx(folders[0][1] - folders[1][1], abs=1e-9) and 0.1 < gap.low < gap.mean < gap.high
 
 
 def pair(root: Path, better: float, than: float) -> Pair:
