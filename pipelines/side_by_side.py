@@ -29,7 +29,7 @@ def side_by_side(jobs: Sequence[T], work: Callable[[T], R], workers: int) -> Ite
     """Each of `jobs` with what `work` makes of it, as they end; at most `workers` at a time, begun in this order.
 
     With more than one worker each runs in a child of its own, a single one too, for torch cannot be forked once it has
-    trained in the parent; `work` must use one thread there. A child that is killed counts as an error. Whoever stops
+    trained in the parent; there torch uses one thread. A child that is killed counts as an error. Whoever stops
     listening ends the children.
     """
     if workers == 1 or sys.platform != "linux":
@@ -73,9 +73,14 @@ def _started(work: Callable[[T], R], job: T) -> tuple[Connection, BaseProcess]:
 
 
 def _child(work: Callable[[T], R], job: T, answer: Connection, parent: int) -> None:
+    import torch
+
     from extract.decoders import die_with_parent
 
     die_with_parent(signal.SIGTERM, parent)
+    # Also makes torch's pool, which the fork broke, anew. Left to the first threads that ask for it, autograd's among
+    # them, one may find none ("Invalid thread pool!") and abort.
+    torch.set_num_threads(1)
     answer.send(_tried(work, job))
 
 

@@ -44,6 +44,7 @@ def test_children_see_what_the_parent_read_and_keep_their_own_chance() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert len({os.getpid(), *(pid for pid, _, _ in found.values())}) == 3  # type: ignore[union-attr]
     assert found[1][1] != found[2][1]  # type: ignore[index]
+    assert {threads for _, _, threads in found.values()} == {1}  # type: ignore[misc, union-attr]
 
 
 def test_whoever_stops_listening_ends_the_children() -> None:
