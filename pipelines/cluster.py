@@ -219,5 +219,6 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
         where = f"{plan.dataset}: shards {', '.join(map(str, dead[:10]))}"
         done = finished(partial_path(stores[0].folder, dead[0]))
         open_ = [video.id for n, video in enumerate(plan.shard_videos(dead[0])) if n not in done]
-        got = f"{why}; the first that are not finished: {', '.join(map(printable, open_[:threads]))}"
+        left = f"the first that are not finished: {', '.join(map(printable, open_[:threads]))}"
+        got = f"{why}; {left if open_ else 'all its videos are finished'}"
         raise FramepoolError("workers died", where=where, got=got, fix=fix)

@@ -19,6 +19,7 @@ from distributed import Client, KilledWorker
 
 from features.store import shards, verify_shard
 from pipelines import cluster
+from pipelines import plan as plans
 from pipelines.scoring.machine import Machine, Options
 from tests.media import write_video
 from tests.scoring import world
@@ -124,6 +125,38 @@ def test_a_worker_that_dies_as_it_publishes_costs_a_retry(here: Path, call: Call
     assert code_ == 0 and (here / "died").exists(), said
     assert {n: verify_shard(store(here), n).files for n in shards(store(here))} == before
     assert not list(store(here).glob("*.partial"))
+
+
+def test_a_shard_whose_worker_always_dies_names_the_video(here: Path, call: Call) -> None:
+    """The other shards are there; without what kills, the same command goes on and ends in the same bytes."""
+    before = {n: verify_shard(store(here), n).files for n in shards(store(here))}
+    place = store(here)
+    shutil.rmtree(place)
+    code = (
+        "import os, features.atomic as atomic\n"
+        "write = getattr(atomic, 'kept', atomic.Disk.write)\n"
+        "atomic.kept = write\n"
+        "def deadly(stream, data):\n"
+        "    if str(stream.name).endswith('00001.partial/journal.jsonl') and data.count(b'outcome'):\n"
+        "        open('tries', 'a').write('x'); os._exit(9)\n"
+        "    write(stream, data)\n"
+        "atomic.Disk.write = staticmethod(deadly)\n"
+    )
+    (here / "deadly.py").write_text(code)
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(here))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", f"{REPO}:{here}")
+            stack.enter_context(worker(address, "a", "--preload", str(here / "deadly.py")))
+        code_, said = call(f"extract tiny --extractor rgb --threads 1 --scheduler {address}")
+    assert code_ == 1 and (here / "tries").read_text() == "xx", said
+    first = plans.of("tiny").shard_videos(1)[0].id
+    assert (
+        f"workers died: tiny: shards 1: got its worker died 2 times; the first that are not finished: {first}" in said
+    )
+    assert shards(place) == [0, 2]
+    assert call("extract tiny --extractor rgb --threads 1")[0] == 0
+    assert {n: verify_shard(store(here), n).files for n in shards(store(here))} == before
 
 
 def test_a_killed_worker_over_tcp_costs_a_retry(here: Path, archive: Path, call: Call) -> None:
