@@ -114,7 +114,7 @@ def test_several_extractors_on_the_command_line(shared: Path, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_an_extractor_that_is_not_stored(shared: Path, tmp_path: Path) -> None:
-    """The same features, without the maps ever being on the disk; and no head may ask for them."""
+    """The same features, without the maps ever being on the disk."""
     folder = world.build(tmp_path / "virtual")
     value = config()
     value["extractors"]["tvl1"] |= {"temporary": False, "store": False}
@@ -126,9 +126,6 @@ def test_an_extractor_that_is_not_stored(shared: Path, tmp_path: Path) -> None:
     assert [n.split("-")[0] for n in names] == ["flow"]
     assert world.contents(world.store(folder, "flow")) == world.contents(world.store(shared, "flow"))
     assert "extractor that is not stored" in world.framepool(folder, "extract", "tiny", "--extractor", "tvl1", code=2)
-    value["heads"]["bad"] = {"kind": "ridge", "features": ["tvl1"]}
-    world.write_config(folder, value)
-    assert "tvl1 has store: false" in world.framepool(folder, "index", "tiny", code=2)
 
 
 def test_more_than_the_disk_may_hold(tmp_path: Path) -> None:
