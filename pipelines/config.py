@@ -17,7 +17,7 @@ from extract.config import ExtractorConfig, FromRun, Networked
 from features.errors import UserError, nearest
 from features.recipe import Config, file_sha256
 from features.videolist.config import VideoSource
-from heads.config import BaseConfig, RunWeights
+from heads.config import NAME, BaseConfig, RunWeights
 from heads.kinds import FusionConfig, HeadConfig, TsnConfig
 from heads.map_kinds import MapsConfig
 from pipelines.comparisons import Comparison
@@ -26,7 +26,7 @@ from pipelines.sweeps import Sweep, expanded
 
 CONFIGS = Path("config")
 DATASET = r"[a-z0-9_-]+"  # what a dataset may be called; it names folders
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9_]+$")]
+Name = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
 
 
 class Rendered(Config):

@@ -105,6 +105,7 @@ class SamePool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B,C,T,H,W) -> (B,C,T',H',W')."""
+        # OpenVINO refuses a kernel that is longer than the side.
         kernel = [1 if s == 1 else k for s, k in zip(sides(x), self.kernel, strict=True)]
         before = [around(s, k, d)[0] for s, k, d in zip(sides(x), kernel, self.stride, strict=True)]
         return F.max_pool3d(x, kernel, self.stride, before, ceil_mode=True)

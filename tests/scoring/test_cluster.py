@@ -100,6 +100,19 @@ def test_extraction_on_workers_gives_the_same_bytes(here: Path, call: Call) -> N
     assert {n: verify_shard(store(here), n).files for n in shards(store(here))} == before
 
 
+@contextmanager
+def deadly(here: Path, names: str, code: str) -> Iterator[str]:
+    """The address of a scheduler whose workers run `code` as they start."""
+    (here / "deadly.py").write_text(code)
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(here))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", f"{REPO}:{here}")
+            for name in names:
+                stack.enter_context(worker(address, name, "--preload", str(here / "deadly.py")))
+        yield address
+
+
 def test_a_worker_that_dies_as_it_publishes_costs_a_retry(here: Path, call: Call) -> None:
     """At its first rename of a finished shard; the shard is there once, with the same bytes."""
     before = {n: verify_shard(store(here), n).files for n in shards(store(here))}
@@ -114,13 +127,7 @@ def test_a_worker_that_dies_as_it_publishes_costs_a_retry(here: Path, call: Call
         "    rename(source, target)\n"
         "atomic.Disk.rename = staticmethod(deadly)\n"
     )
-    (here / "deadly.py").write_text(code)
-    with ExitStack() as stack:
-        address = stack.enter_context(scheduler(here))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", f"{REPO}:{here}")
-            for name in "ab":
-                stack.enter_context(worker(address, name, "--preload", str(here / "deadly.py")))
+    with deadly(here, "ab", code) as address:
         code_, said = call(f"extract tiny --extractor rgb --threads 1 --scheduler {address}")
     assert code_ == 0 and (here / "died").exists(), said
     assert {n: verify_shard(store(here), n).files for n in shards(store(here))} == before
@@ -142,12 +149,7 @@ def test_a_shard_whose_worker_always_dies_names_the_video(here: Path, call: Call
         "    write(stream, data)\n"
         "atomic.Disk.write = staticmethod(deadly)\n"
     )
-    (here / "deadly.py").write_text(code)
-    with ExitStack() as stack:
-        address = stack.enter_context(scheduler(here))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("PYTHONPATH", f"{REPO}:{here}")
-            stack.enter_context(worker(address, "a", "--preload", str(here / "deadly.py")))
+    with deadly(here, "a", code) as address:
         code_, said = call(f"extract tiny --extractor rgb --threads 1 --scheduler {address}")
     assert code_ == 1 and (here / "tries").read_text() == "xx", said
     first = plans.of("tiny").shard_videos(1)[0].id
