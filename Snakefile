@@ -3,6 +3,7 @@
 #   videos -> index -> shards -> extract -> stores -> train -> runs -> assemble -> results/<dataset>
 #
 # snakemake --cores 16 results/kinetics
+import os
 import shlex
 import sys
 from snakemake.utils import min_version

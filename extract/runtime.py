@@ -351,6 +351,7 @@ class _Torch:
         if cuda and not torch.cuda.is_available():
             fix = "set `device: cpu`, or run elsewhere"
             raise UserError("no CUDA device here", where=model.config.network.name, fix=fix)
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32
         shape, dtype = model.example(facts)
         network, _ = model.build()
         layout = torch.channels_last_3d if network.input.frames > 1 else torch.channels_last

@@ -194,7 +194,7 @@ def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, *
     import heads
     from features.errors import UserError, nearest
     from features.recipe import digest
-    from heads.kinds import NUMERICS
+    from heads.kinds import numerics
     from heads.training import train_run
     from pipelines import plan as plans
     from pipelines.commands.stage_two import versions
@@ -206,7 +206,7 @@ def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, *
     config = heads.HEADS[head][1].parse({"features": list(data.folders), **options}, where=f"head {head}")
     plan = plans.of(data.dataset)
     sides = [[data.videos[v] for v in side] for side in (data.train_videos, data.test_videos)]
-    named = digest([config.recipe(), NUMERICS[head], data.features.stores, data.classes, data.labels.tolist(), sides])
+    named = digest([config.recipe(), numerics(config), data.features.stores, data.classes, data.labels.tolist(), sides])
     folder = folder or WORK / data.dataset / "notebook" / f"{head}-{named[:8]}" / f"seed{seed}"
     train_run(
         folder,

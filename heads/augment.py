@@ -90,7 +90,13 @@ def centre(maps: Tensor, size_px: int) -> Tensor:
 
 
 def resample(maps: Tensor, boxes: Tensor, size_px: int) -> Tensor:
-    """(R,C,H,W) float, (R,4) -> (R,C,size,size): each box of each map, bilinear."""
+    """(R,C,H,W) float, (R,4) -> (R,C,size,size): each box of each map, bilinear. In fp32 under autocast, too, as
+    bf16 has no places between the pixels of a map."""
+    with torch.autocast(maps.device.type, enabled=False):
+        return _sampled(maps, boxes, size_px)
+
+
+def _sampled(maps: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     height_px, width_px = maps.shape[-2:]
     span = torch.tensor([height_px, width_px], device=maps.device)
     boxes = boxes.to(maps.device)
@@ -107,9 +113,10 @@ def crop_rows(rows: Tensor, boxes: Tensor | None, size_px: int, *, flow: bool) -
     """(R,*T,H,W,C) uint8 or float, (R,4) -> (R,*T,size,size,C) float32: the box of each row, alike in all its frames,
     or the middle; of mirrored `flow`, what moved right moves left."""
     count, channels = rows.shape[0], rows.shape[-1]  # no len(): an exported graph must not fix it
-    images = rows.reshape(count, -1, *rows.shape[-3:]).permute(0, 1, 4, 2, 3).flatten(1, 2).float()  # (R,T*C,H,W)
+    clips = rows.flatten(1, -4) if rows.ndim > 4 else rows[:, None]  # (R,T,H,W,C)
+    images = clips.permute(0, 1, 4, 2, 3).flatten(1, 2).float()  # (R,T*C,H,W)
     images = centre(images, size_px) if boxes is None else resample(images, boxes, size_px)
-    images = images.reshape(count, -1, channels, size_px, size_px).permute(0, 1, 3, 4, 2)  # (R,T,H,W,C)
+    images = images.reshape(count, clips.shape[1], channels, size_px, size_px).permute(0, 1, 3, 4, 2)  # (R,T,H,W,C)
     if flow and boxes is not None:
         images = turned(images, boxes[:, 1] > boxes[:, 3])
     return images.reshape(count, *rows.shape[1:-3], size_px, size_px, channels)

@@ -26,6 +26,7 @@ from features.errors import UserError
 from heads.base import Head
 from heads.checkpoint import load_head
 from heads.config import Distil
+from heads.end_to_end import EndToEnd
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ class Teacher:
         loaded = {name: load_head(folders[name], classes=classes, device=device)[0] for name in config.weights}
         members = tuple((loaded[name].requires_grad_(False), w / total) for name, w in config.weights.items())
         return cls(members, config.temperature, config.weight)
+
+    def check(self, student: Head) -> None:
+        """Refuse members that would see another part of the student's crops, or them at another size."""
+        if not isinstance(student, EndToEnd) or student.encoder.config.augment == "none":
+            return
+        own_px = student.encoder.size_px
+        for member, _ in self.members:
+            size_px = member.encoder.size_px if isinstance(member, EndToEnd) else None
+            if size_px != own_px:
+                fix = "give the encoders of both the same crop_px"
+                raise UserError("a teacher of another crop", where="distil", expected=own_px, got=size_px, fix=fix)
 
     @torch.no_grad()
     def logits(self, batch: Batch) -> Tensor:

@@ -35,6 +35,7 @@ from heads.augment import MOTION_SCALES, SCALES, centre_box, crop_rows, random_b
 from heads.base import Head, Shapes, masked_mean
 from heads.cnns import built, check_input
 from heads.config import EncoderConfig
+from heads.parallel import waited_for
 from heads.windows import even_windows, random_windows
 
 _FRAMES_A_STEP: Final = 64  # that a test puts through the CNN at once
@@ -119,7 +120,7 @@ class Encoder(nn.Module):
         if torch.compiler.is_compiling():  # which frames are there is not known yet
             return self.network.trunk(images.flatten(0, 1)).float().reshape(*there.shape, self.dim), there
         vectors = torch.zeros(*there.shape, self.dim, device=clips.device)
-        if not bool(there.any()):
+        if not bool(there.any()) and not waited_for(self.network):
             return vectors, there
         found = self.network.trunk(images[there].contiguous(memory_format=torch.channels_last)).float()
         return vectors.index_put(there.nonzero(as_tuple=True), found), there

@@ -338,7 +338,17 @@ HeadConfig = Annotated[
 NUMERICS: Final = {
     "attention_cluster": 3,
     **dict.fromkeys(("average", "ridge", "tsn"), 2),
-    **dict.fromkeys(("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm", "vtn"), 1),
+    "vtn": 2,
+    **dict.fromkeys(("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm"), 1),
     **dict.fromkeys(("kft", "i3d"), 1),
     **dict.fromkeys(("netvlad", "nextvlad", "noisy_or", "svm", "logistic", "fusion"), 1),
 }
+
+
+def numerics(config: Any) -> int:
+    """What a run's digest has of the code that trains `config`: its kind's number, one more where bf16 steps crop, as
+    their crops were of bf16 places once."""
+    cnn = getattr(config, config.cnn) if isinstance(config, BaseConfig) and config.cnn else None
+    augment = getattr(cnn, "augment", getattr(config, "augment", "none"))
+    crops = cnn is not None and augment != "none"
+    return NUMERICS[config.kind] + (crops and config.train.precision == "bf16")

@@ -41,7 +41,7 @@ from heads.data import Data, balanced_weights, hold_out, mix, refuse_non_finite
 from heads.distillation import Teacher
 from heads.optimise import epochs_without_gain, learning_rate, make_optimizer, set_rate
 from heads.pace import Pace
-from heads.parallel import ranks, spread, sum_of
+from heads.parallel import ranks, same_buffers, spread, sum_of
 from heads.results import Predictions, in_short
 
 History = list[dict[str, float | None]]
@@ -201,6 +201,9 @@ class Loop:
             if self.ranks.says(time.monotonic() - kept >= self.checkpoint_s) and place.videos < len(self.videos):
                 self._save(self._inside(place, generator))
                 kept = time.monotonic()
+        same_buffers(self.head)
+        if self.ranks.says(time.monotonic() - kept >= self.checkpoint_s / 10):  # a test may take long, too
+            self._save(self._inside(place, generator))
         total, hits = self.ranks.total([place.loss, place.hits])
         return total / len(self.videos), hits / len(self.videos)
 

@@ -30,6 +30,7 @@ from heads.augment import centre_box, crop_rows, jittered_boxes
 from heads.base import Head, Shapes, masked_mean
 from heads.cnns import built, check_input
 from heads.map_kinds import TrunkConfig
+from heads.parallel import waited_for
 
 LAYERS: Final = {"mixed_4f": "Mixed_4f", "avg_pool": "AvgPool", "max_pool_5a": "MaxPool_5a"}  # of each cut
 _ROWS_A_STEP: Final = 8  # that a test looks at together
@@ -140,7 +141,7 @@ class OfMaps(Head):
         there = rows[mask]  # (R,*S)
         steps = [there] if self.training else torch.split(there, _ROWS_A_STEP)
         scores = torch.zeros(*mask.shape, self.num_classes, device=rows.device)
-        if len(there):
+        if len(there) or waited_for(self):
             scores = scores.index_put((mask,), torch.cat([self._row_scores(step) for step in steps]))
         return self._agreed(scores, mask)
 

@@ -1,8 +1,10 @@
 """One training in several processes, each with a part of every batch: `torchrun --nproc-per-node 4 -m pipelines train`.
 
 A batch of the config is that of all processes together, so a recipe means the same on one GPU and on eight. Gradients
-are averaged by DistributedDataParallel; on GPUs batch norms count the whole batch (SyncBatchNorm), on CPUs each process
-its own part. What is drawn at random for a batch is drawn alike everywhere; dropout and augmentation are not.
+are averaged by DistributedDataParallel; on GPUs batch norms count the whole batch (SyncBatchNorm), on CPUs, and where
+they tell rows from padding, each process its own part, and after an epoch all have what the first one counted. What is
+drawn at random for a batch is drawn alike everywhere, but for rows of a virtual store, whose number only the process
+knows that decoded them; dropout and augmentation are each process's own.
 
     with group("cuda") as device:
         module = spread(head, device)           # forward and backward as before
@@ -22,6 +24,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from features.errors import UserError
+from heads.ordered import BatchNorm
 
 T = TypeVar("T")
 
@@ -90,13 +93,30 @@ def here() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
+def device_of(device: str | torch.device) -> torch.device:
+    """The device of this name, where fp32 is fp32: convolutions on GPUs leave out no digits, as cuDNN's would. Raises
+    `UserError` where there is none."""
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = torch.device("meta")
+    if found.type not in ("cpu", "cuda"):
+        raise UserError("unknown device", expected="cpu, cuda or cuda:1", got=device)
+    if found.type == "cuda":
+        count = torch.cuda.device_count()
+        if (found.index or 0) >= count:
+            raise UserError("no such CUDA device here", expected=f"one of {count}", got=device, fix="say --device cpu")
+        torch.backends.cudnn.allow_tf32 = False
+    return found
+
+
 @contextmanager
 def group(device: str) -> Iterator[torch.device]:
     """Join the other processes while inside; gives the own device: of `cuda` the GPU of the process's own number."""
+    own = device_of(device)
     if asked().count == 1:
-        yield torch.device(device)
+        yield own
         return
-    own = torch.device(device)
     if own.type == "cuda":
         if device != "cuda":
             raise UserError("one GPU for several processes", got=device, fix="say --device cuda: each takes its own")
@@ -124,10 +144,25 @@ def synchronise_norms(module: nn.Module) -> None:
     from timm.layers.norm_act import convert_sync_batchnorm
 
     for name, child in list(module.named_children()):
+        if isinstance(child, BatchNorm):  # which counts the rows that are there: each process's own
+            continue
         if not isinstance(child, _BatchNorm):
             synchronise_norms(child)
         elif any(p.requires_grad for p in child.parameters()) or not child.affine:
             setattr(module, name, convert_sync_batchnorm(child))  # type: ignore[no-untyped-call]
+
+
+def waited_for(module: nn.Module) -> bool:
+    """Whether a norm of `module` counts over all processes now: then it has to be called without any row, too."""
+    return any(isinstance(m, nn.SyncBatchNorm) and m.training for m in module.modules())
+
+
+@torch.no_grad()
+def same_buffers(module: nn.Module) -> None:
+    """Give all processes the buffers of the first one, such as the statistics of batch norms."""
+    if ranks().count > 1:
+        for buffer in module.buffers():
+            distributed.broadcast(buffer, 0)
 
 
 def sum_of(found: Tensor, own: Ranks) -> Tensor:

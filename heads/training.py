@@ -35,7 +35,7 @@ from heads.data import Data
 from heads.distillation import Teacher
 from heads.loop import CHECKPOINT_S, Loop, predict, seeded
 from heads.memory import keep_freed_memory
-from heads.parallel import ranks
+from heads.parallel import device_of, ranks
 from heads.recompute import recompute
 from heads.results import measure, write_history, write_predictions
 
@@ -75,7 +75,7 @@ def train_run(
     done = read_run(folder)
     if done is not None and all(done.get(key) == value for key, value in asked.items()):
         return _metrics(folder)
-    device, own = torch.device(device), ranks()
+    device, own = device_of(device), ranks()
     if not own.first:
         log = _silent
     data = _data(features, labels, train, test, classes, factors, log, config.align)
@@ -100,6 +100,8 @@ def train_run(
         head.fit(_fit_batches(head, config, data, device))
     else:
         teacher = None if config.distil is None else Teacher.of(teachers or {}, config.distil, classes, device)
+        if teacher is not None:
+            teacher.check(head)
         loop = _loop(head, config, data, seed, device, checkpoint_s, teacher)
         loop.run(folder, provenance["digest"], log)
         data = loop.data  # with the blocks that it went through
@@ -144,7 +146,7 @@ def evaluate_run(
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
     """Metrics of a finished run on the videos numbered `test`; writes nothing. Refuses other classes or features."""
-    device = torch.device(device)
+    device = device_of(device)
     head, run = load_head(folder, classes=classes, device=device)
     for modality in head.shapes:
         expected, got = (s.get(modality, {}).get("digest") for s in (run.get("stores", {}), features.stores))

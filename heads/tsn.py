@@ -28,6 +28,7 @@ from heads.augment import MOTION_SCALES, SCALES, centre_box, crop_rows, random_b
 from heads.base import Head, Shapes, masked_mean
 from heads.cnns import built, check_input
 from heads.kinds import NetworkConfig
+from heads.parallel import waited_for
 
 _ROWS_A_STEP: Final = 64  # maps that a test puts through the CNN at once
 
@@ -108,7 +109,7 @@ class Tsn(Head):
         maps = rows[mask]  # (R,*S)
         boxes = self._boxes(len(rows), maps.device)[video]
         consensus = torch.zeros(len(rows), self.num_classes, device=rows.device)
-        if not len(maps):
+        if not len(maps) and not waited_for(self.network):
             return consensus
         if self.training:
             scores = self._scores(maps, boxes)

@@ -149,7 +149,7 @@ class Vtn(Head):
     def decoded(self, rows: Tensor, mask: Tensor) -> Tensor:
         """(B,L,E) embedded, (B,L) -> (B,C): what is left to do when another frame comes."""
         if self.positions is not None:
-            rows = rows + self.positions.weight[: rows.shape[1]]
+            rows = rows + self.positions(torch.arange(rows.shape[1], device=rows.device))  # row 0 never learns
         keys = mask | ~mask.any(dim=1, keepdim=True)  # a softmax over nothing is no number
         for turn in range(self.turns):
             rows = self.blocks[turn % len(self.blocks)](rows, keys)

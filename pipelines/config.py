@@ -115,6 +115,11 @@ class Dataset(Config):
         fitting = {"pixels": pictures, "frames": pictures, "tvl1": ("flow",), "logmel": ("logmel",)}.get(kind, ())
         if head.encoder is not None and kind not in ("pixels", "frames", "tvl1"):
             raise ValueError(f"a pixels, frames or tvl1 extractor in heads.{name}.features, as it has an encoder")
+        views = getattr(getattr(self.extractors[head.features[0]], "transform", None), "views", ())
+        clips = getattr(self.extractors[head.features[0]], "sampling", None)
+        if head.encoder is not None and len(views) > 1 and getattr(clips, "kind", "") != "clips":
+            expected = f"one view in extractors.{head.features[0]}.transform.views"
+            raise ValueError(f"{expected}, as the encoder of heads.{name} takes rows in turn for frames in turn")
         if fitting and getattr(head, part).reads not in fitting:
             expected = f"{part}.reads: {' or '.join(fitting)} in heads.{name}"
             raise ValueError(f"{expected}, as {head.features[0]} is {kind}")

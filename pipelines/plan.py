@@ -22,7 +22,7 @@ from features.errors import UserError, nearest
 from features.recipe import digest
 from features.videolist import Video, VideoList
 from heads.config import BaseConfig, RunWeights
-from heads.kinds import NUMERICS, HeadConfig
+from heads.kinds import HeadConfig, numerics
 from pipelines.comparisons import Comparison
 from pipelines.config import Dataset, Rendered, config_path, from_run, has_network, load, waits_for, weights_digest
 from pipelines.datasets import demo, flash, scenes
@@ -222,7 +222,7 @@ class Plan:
             )
         value = {
             "head": config.recipe(),
-            "numerics": NUMERICS[config.kind],
+            "numerics": numerics(config),
             "stores": {m: self.store(m, split).digest for m in config.features},
             "classes": self.videos.classes,
             "train": self._trained_on(split),

@@ -93,6 +93,7 @@ def build(
 
     `in_chans`: None is what the weights have, or 3, or 1 for log-mel. Weights of 3 channels fit any number of them, see
     `across_channels`. `reads` says what rows are made of; None is what the weights say, or rgb; sound is always logmel.
+    Weights of a network of pictures (rgb) may begin one of anything, others only one of what they were trained on.
 
     With `inflate` the file's weights are of the 2D network that `name` is the 3D form of; see that module. Its
     classifier is not taken; ``num_classes`` gives a fresh one.
@@ -114,6 +115,8 @@ def build(
     asked = {"name": name, "library": library, "in_chans": in_chans, "options": dict(options or {})}
     ours = {key: notes[key] for key in asked if key in notes}
     _same(ours, asked, weights)
+    if (theirs := notes.get("input", {}).get("reads", "rgb")) not in ("rgb", found):
+        raise NetworkError(f"weights do not fit: {weights}: they were trained on {theirs}, the config reads {found}")
     spread = partial(across_channels, colours_first=found == "stacked")
     whole, spec = _made(asked, weights, spread)
     fresh: tuple[str, ...] = ()

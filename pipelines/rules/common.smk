@@ -1,5 +1,7 @@
 # What a rule asks of the plan, by its wildcards.
 
+TRAINING_GPUS = int(os.environ.get("FRAMEPOOL_DEVICE", "cpu").startswith("cuda"))
+
 
 def annotations(wildcards):
     return plan.of(wildcards.dataset).annotations

@@ -13,6 +13,7 @@ rule train:
     threads: 4
     resources:
         mem_mb=lambda wildcards, attempt: 8000 * attempt,
+        gpu=TRAINING_GPUS,
     params:
         arguments=trained,
         videos=videos_of,
@@ -40,6 +41,7 @@ for here in mentioned(sys.argv[1:]):
             threads: 16
             resources:
                 mem_mb=lambda wildcards, attempt: 8000 * attempt,
+                gpu=TRAINING_GPUS,
             params:
                 arguments=trained,
                 videos=[],  # as `train` has it of heads that follow their stores

@@ -162,6 +162,14 @@ def test_saved_with_a_layer_and_loaded_for_another(tmp_path: Path) -> None:
     assert build("test_resnet", weights=path, num_classes=3)(images).shape == (1, 3)
 
 
+def test_a_network_of_differences_does_not_read_pictures(tmp_path: Path) -> None:
+    network = build("test_resnet", reads="rgbdiff")
+    (tmp_path / "w.safetensors").write_bytes(save_network(network))
+    assert build("test_resnet", weights=tmp_path / "w.safetensors").input.reads == "rgbdiff"
+    with pytest.raises(NetworkError, match=r"w.safetensors: they were trained on rgbdiff, the config reads rgb"):
+        build("test_resnet", weights=tmp_path / "w.safetensors", reads="rgb")
+
+
 def test_files_from_before_frames_and_reads(tmp_path: Path) -> None:
     network = build("test_resnet", num_classes=5)
     old = {**network.notes, "num_classes": 5}

@@ -39,3 +39,11 @@ def test_resampling_is_crop_and_bilinear_resize() -> None:
 def test_centre_box() -> None:
     assert centre_box(20, 24, 16).tolist() == [2, 4, 18, 20]
     assert centre_box(20, 24, 64).tolist() == [0, 2, 20, 22]
+
+
+def test_crops_are_of_fp32_places_in_a_bf16_step() -> None:
+    maps = torch.linspace(0, 255, 256).expand(1, 3, 256, 256)
+    boxes = random_boxes(1, 256, 256, mirror=True, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = resample(maps, boxes, 224)
+    assert torch.equal(found, resample(maps, boxes, 224))

@@ -10,7 +10,7 @@ import pytest
 
 from features.errors import UserError
 from features.recipe import Config
-from heads.kinds import NUMERICS, HeadConfig
+from heads.kinds import NUMERICS, HeadConfig, numerics
 
 NET = {"name": "resnet18"}
 
@@ -46,7 +46,16 @@ def test_a_recipe_parses_to_the_same_config() -> None:
         parse(kind="tsn", features=["pixels"], network={"name": "resnet18"}, train={"schedule": {"kind": "cosine"}}),
     ):
         assert parse(**config.recipe()) == config
-        assert config.kind in NUMERICS
+        assert numerics(config) == NUMERICS[config.kind]
+
+
+def test_bf16_crops_are_of_another_code() -> None:
+    cnn = {"network": {"name": "resnet18"}, "train": {"precision": "bf16"}}
+    assert numerics(parse(kind="tsn", features=["pixels"], **cnn)) == NUMERICS["tsn"] + 1
+    assert numerics(parse(kind="tsn", features=["pixels"], augment="none", **cnn)) == NUMERICS["tsn"]
+    assert numerics(parse(kind="i3d", features=["maps"], train={"precision": "bf16"})) == NUMERICS["i3d"]
+    encoder = {"encoder": {"name": "resnet18"}, "train": {"precision": "bf16"}}
+    assert numerics(parse(kind="vtn", features=["pixels"], **encoder)) == NUMERICS["vtn"] + 1
 
 
 @pytest.mark.parametrize(

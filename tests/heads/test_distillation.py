@@ -97,6 +97,12 @@ def test_teachers_that_do_not_fit(two_streams: dict[str, Path], tmp_path: Path) 
         Teacher.of(two_streams, Distil(teacher=("rgb",)), ["up", "still", "right"])
     with pytest.raises(FramepoolError, match="no finished run here"):
         Teacher.of({"rgb": tmp_path}, Distil(teacher=("rgb",)), ["left", "still", "right"])
+    encoder = config("stacked", distil=Distil(teacher=("rgb",))).encoder
+    assert encoder is not None
+    larger = config("stacked", distil=Distil(teacher=("rgb",)))
+    larger = larger.model_copy(update={"encoder": encoder.model_copy(update={"crop_px": 32})})
+    with pytest.raises(UserError, match=r"a teacher of another crop: distil: expected 32, got 24; give .* same crop"):
+        trained(tmp_path / "larger", larger, teachers=two_streams)
 
 
 def start(**more: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -25,9 +26,10 @@ from heads.loop import Loop, Step
 from heads.pace import Pace, duration
 from heads.parallel import Ranks, synchronise_norms
 from heads.recompute import blocks, recompute
+from heads.training import evaluate_run
 from tests.features.test_stream import data as streamed_data
 from tests.features.test_stream import stores  # noqa: F401 (a fixture)
-from tests.heads.made import SMALL_CNN, map_problem
+from tests.heads.made import CLASSES, SMALL_CNN, map_problem, problem
 from tests.heads.test_training import bytes_of, data_of, go
 
 ROOT = Path(__file__).parents[2]
@@ -245,16 +247,40 @@ def test_two_processes_train_to_the_losses_of_one_with_twice_the_batch(tmp_path:
         np.testing.assert_allclose(scores[0], scores[1], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "cluster"), rtol=1e-5)
     assert np.isfinite(losses(tmp_path / "norms")).all(), "each process has the batch norms of its part, and goes on"
+    features, labels = problem()
+    again = evaluate_run(tmp_path / "norms", features=features, labels=labels, test=range(40, 60), classes=CLASSES)
+    said = json.loads((tmp_path / "norms" / "metrics.json").read_text())
+    assert again["loss"] == pytest.approx(said["loss"], abs=1e-6), "all tested with the statistics that are kept"
 
 
 BLIND = """
 import sys
 from pathlib import Path
 import torch
+from torch import distributed, nn
+import heads.loop
 from features.batches import Features
-from heads.parallel import group
+from heads.parallel import group, spread
 from tests.heads.test_end_to_end import CONFIG, moving, trained
 torch.set_num_threads(1)
+
+class Waiting(nn.SyncBatchNorm):  # which is for GPUs alone: it waits as that does, and counts its own part
+    def forward(self, x):
+        if self.training:
+            distributed.all_reduce(torch.zeros(1))
+        own = self.training and len(x) > 1
+        return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, own)
+
+def waiting(module, device):
+    module = spread(module, device)
+    norms = [m for m in module.modules() if type(m) is nn.BatchNorm2d]
+    assert norms
+    for norm in norms:
+        norm.__class__ = Waiting  # as DistributedDataParallel refuses to have them on a CPU
+    return module
+
+if sys.argv[2] == "synchronised":
+    heads.loop.spread = waiting
 # As for videos that nobody decoded yet:
 Features.has_rows = lambda self, modality=None: torch.ones(len(self.ids), dtype=torch.bool)
 features, labels = moving()
@@ -267,10 +293,11 @@ with group("cpu") as device:
 
 
 @pytest.mark.slow
-def test_a_process_without_rows_holds_nobody_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("norms", ["apart", "synchronised"])
+def test_a_process_without_rows_holds_nobody_up(tmp_path: Path, norms: str) -> None:
     """Of two videos a step a third has no row: often one process has gradients of its encoder and the other none."""
     (tmp_path / "blind.py").write_text(BLIND)
-    torchrun(str(tmp_path / "blind.py"), str(tmp_path))
+    torchrun(str(tmp_path / "blind.py"), str(tmp_path), norms)
     assert np.isfinite(losses(tmp_path / "run")).all()
 
 
@@ -294,6 +321,15 @@ def test_batch_norms_that_learn_are_synchronised_and_frozen_ones_stay() -> None:
     activated = heads.build("tsn", {"pixels": (32, 32, 3)}, 3, network={"name": "mobilenetv2_100"}, crop_px=32)
     synchronise_norms(activated)
     assert any(type(m).__name__ == "SyncBatchNormAct" for m in activated.modules()), "timm's own keep their activation"
+
+
+@pytest.mark.parametrize("kind", ["ts_lstm", "temporal_inception", "bilstm"])
+def test_norms_that_tell_rows_from_padding_stay_their_own(kind: str) -> None:
+    head = heads.build(kind, {"rgb": (6,)}, 3)
+    synchronise_norms(head)
+    masks = {"rgb": torch.arange(7) < torch.tensor([[7], [1], [3]])}
+    features = {"rgb": torch.randn(3, 7, 6)}
+    assert head(features, masks).isfinite().all() and head.eval()(features, masks).isfinite().all()
 
 
 def test_bf16_steps_are_near(tmp_path: Path) -> None:

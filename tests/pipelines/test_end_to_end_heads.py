@@ -86,6 +86,11 @@ def changed(place: str, value: Any, config: dict[str, Any] = CONFIG) -> dict[str
             "heads that do not wait for each other, not student <- rgb <- s",
         ),
         ("heads.rgb.start", {"run": "rgb"}, "heads that do not wait for each other, not student <- rgb <- rgb"),
+        (
+            "extractors.pixels.transform.views",
+            ["left", "right"],
+            "one view in extractors.pixels.transform.views, as the encoder of heads.student takes rows in turn",
+        ),
         ("heads.rgb.start", {"run": "late"}, "a head that is trained in heads.rgb.start.run, not 'late'"),
     ],
 )
