@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
 
 
 def printable(text: object) -> str:
@@ -17,14 +18,22 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in str(text))
 
 
+_MOST_SHOWN: Final = 30
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``did you mean 'x'?`` for the known name nearest to `name`; else the known names, or nothing."""
     names = list(known)
-    folded = {n.casefold(): n for n in reversed(names)}
+    if found := near(name, names):
+        return f"did you mean {found!r}?"
+    return f"known: {', '.join(names)}" if 0 < len(names) <= _MOST_SHOWN else ""
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The known name nearest to `name`, or nothing."""
+    folded = {n.casefold(): n for n in reversed(list(known))}
     close = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {folded[close[0]]!r}?"
-    return f"known: {', '.join(names)}" if 0 < len(names) <= 12 else ""
+    return folded[close[0]] if close else ""
 
 
 class FramepoolError(Exception):

@@ -52,20 +52,45 @@ class Data:
         """(V,) ids."""
         return self.features.ids
 
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{m} {len(r.data) - 1} rows {tuple(r.data.shape[1:])}" for m, r in self.features.rows.items())
+        sides = f"{len(self.train_videos)} train, {len(self.test_videos)} test"
+        return f"<{self.dataset}, split {self.split}: {len(self.videos)} videos ({sides}), {rows}>"
+
     def tensor(self, modality: str) -> tuple[Tensor, Tensor]:
         """Rows (N,*D) as they are stored, and offsets (V+1,): video v has rows[offsets[v] : offsets[v + 1]]."""
         import torch
 
-        rows = self.features.rows[modality]
+        rows = self.features.rows[self._named(modality)]
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), rows.lengths.cumsum(0)])
         there = rows.lengths > 0
         if torch.equal(rows.starts[there], offsets[:-1][there]) and len(rows.data) == offsets[-1] + 1:
             return rows.data[:-1], offsets
         return rows.data[_numbers(rows.starts, rows.lengths)], offsets  # a list in another order than the store
 
+    def _named(self, modality: str) -> str:
+        from features.errors import UserError, nearest
+
+        if modality not in self.features.rows:
+            fix = nearest(modality, self.features.rows)
+            raise UserError("a modality that is not loaded", where=self.dataset, got=modality, fix=fix)
+        return modality
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {video: number for number, video in enumerate(self.videos)}
+
+    def number(self, video: str) -> int:
+        """The place of a video in `videos`, by its id."""
+        from features.errors import UserError, nearest
+
+        if video not in self._places:
+            raise UserError("unknown video", where=self.dataset, got=video, fix=nearest(video, self.videos))
+        return self._places[video]
+
     def video(self, video: str) -> dict[str, Tensor]:
         """{modality: (L,*D)} of one video, by its id."""
-        number = self.features.ids.index(video)
+        number = self.number(video)
         return {
             m: r.data[int(r.starts[number]) : int(r.starts[number] + r.lengths[number])]
             for m, r in self.features.rows.items()
@@ -82,7 +107,7 @@ class Data:
         def rows(folder: Path, shard: int) -> npt.NDArray[Any]:
             return read_shard(folder, shard).frames
 
-        folder, blocks = self.folders[modality], []
+        folder, blocks = self.folders[self._named(modality)], []
         places, position = dict[str, int](), 0
         for shard in shards(folder):
             manifest = read_manifest(folder, shard)
@@ -142,8 +167,7 @@ class Run:
         from heads.loop import predict
 
         config = heads.HEADS[self.record["kind"]][1].parse(self.record["config"], where=str(self.folder))
-        places = {video: number for number, video in enumerate(data.videos)}
-        numbers = torch.tensor([places[video] for video in videos], dtype=torch.int64)
+        numbers = torch.tensor([data.number(video) for video in videos], dtype=torch.int64)
         labels = torch.as_tensor(data.labels)
         features = data.features.only(tuple(self.head.shapes))
         asked = Labelled(features=features, labels=labels, train=numbers[:0], test=numbers, classes=data.classes)
@@ -170,12 +194,15 @@ def load(dataset: str, *modalities: str, split: str | None = None) -> Data:
     Raises `UserError` where a store is not there, `DamagedStore` where one does not match its manifest.
     """
     from features.batches import Features
+    from features.errors import UserError, nearest
     from features.manifest import shards
     from pipelines import plan as plans
     from pipelines.commands.stage_two import split_of
 
     plan = plans.of(dataset)
     split = split or plan.config.splits[0]
+    if split not in plan.config.splits:
+        raise UserError("unknown split", where=dataset, got=split, fix=nearest(split, plan.config.splits))
     kinds = ("rgb", "rgbdiff", "trunk", "flow", "audio", "imported")
     names = modalities or tuple(n for n, e in plan.config.extractors.items() if e.store and e.kind in kinds)
     folders = {name: plan.store(name, split).folder for name in names}
@@ -202,7 +229,7 @@ def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, *
     from pipelines.plan import WORK
 
     if head not in heads.HEADS:
-        raise UserError("unknown head", got=head, fix=nearest(head, heads.HEADS))
+        raise UserError("unknown kind of head", got=head, fix=nearest(head, heads.HEADS))
     config = heads.HEADS[head][1].parse({"features": list(data.folders), **options}, where=f"head {head}")
     plan = plans.of(data.dataset)
     sides = [[data.videos[v] for v in side] for side in (data.train_videos, data.test_videos)]

@@ -247,6 +247,8 @@ def load(name: str) -> Dataset:
     path = config_path(name)
     if not re.fullmatch(DATASET, name) or len(name) > 100 or not path.is_file():
         fix = nearest(Path(name).stem, datasets())
+        if name in datasets():
+            fix = "a config is called by small letters, digits, - and _ alone: rename it"
         raise UserError("unknown dataset", where=CONFIGS, expected="the name of a config", got=repr(name), fix=fix)
     try:
         text = path.read_text(encoding="utf-8")

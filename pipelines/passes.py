@@ -19,6 +19,8 @@ from pipelines import plan as plans
 from pipelines.config import DATASET, config_path
 from pipelines.plan import RESULTS, WORK, Plan, Store
 
+DEFAULT = "demo"  # what Snakemake makes that is not told what
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -83,7 +85,7 @@ def mentioned(arguments: Iterable[str]) -> list[Plan]:
     """The plans of the datasets that a command line of Snakemake is about: results, files under work/, or the jobs that
     it hands to another machine (``RULE:dataset=demo,shard=00000``)."""
     pattern = rf"(?:^|[ /])(?:{RESULTS}|{WORK})/({DATASET})(?:[ /]|$)|dataset=({DATASET})"
-    names = {a or b for argument in arguments for a, b in re.findall(pattern, argument)}
+    names = {a or b for argument in arguments for a, b in re.findall(pattern, argument)} or {DEFAULT}
     found = [plans.of(name) for name in sorted(names) if config_path(name).is_file()]
     return list(dict.fromkeys(plan for asked in found for plan in (*asked.needs, asked)))
 

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 from extract.config import AnyExtractor, Imported, Networked, recipe
 from features import videolist
 from features.errors import UserError, nearest
+from features.manifest import manifest_path
 from features.recipe import digest
 from features.videolist import Video, VideoList
 from heads.config import BaseConfig, RunWeights
@@ -144,6 +145,19 @@ class Plan:
                         info = entry.stat()
                         found[f"{folder}/{entry.name}" if folder else entry.name] = (info.st_size, info.st_mtime_ns)
         return found
+
+    def check_videos(self, stores: Iterable[Store]) -> None:
+        """Raises `UserError` where all videos of the list are missing and one of `stores` reads them: an unmounted disk
+        must not pass for an archive of broken files, whose features Snakemake would take away."""
+        readers = [s for s in stores if s.config.source is None and s.config.kind != "imported"]
+        made = self.rendered or self.config.generated
+        if made or not readers or any(video.path for video in self.videos.videos):
+            return
+        fix = "put them there, or say where they are"
+        if any(manifest_path(store.folder, 0).exists() for store in readers):
+            fix += "; features that are there stay, and `framepool train` and `assemble` go on with them"
+        where, got = f"{config_path(self.dataset)}: $.videos.root", f"none of {len(self.videos.videos)} in {self.root}"
+        raise UserError("the videos are not there", where=where, got=got, fix=fix)
 
     @lru_cache  # noqa: B019
     def _state(self, path: Path) -> str:
@@ -347,6 +361,7 @@ def requested(targets: Iterable[str]) -> list[Plan]:
         for needed in (*plan.needs, plan):
             needed.runs()
             needed.compared()
+        plan.check_videos(plan.stores())
     return plans
 
 

@@ -120,8 +120,15 @@ def test_a_list_in_another_order_than_the_store(here: Path) -> None:
 def test_mistakes_are_said(here: Path) -> None:
     with pytest.raises(UserError, match=r"unknown extractor: .*got rbg; did you mean 'rgb'"):
         framepool.load("demo", "rbg")
+    with pytest.raises(UserError, match="unknown split: demo: got 9; known: 1"):
+        framepool.load("demo", "rgb", split="9")
     data = framepool.load("demo", "rgb")
-    with pytest.raises(UserError, match="unknown head: got rigde; did you mean 'ridge'"):
+    assert repr(data).startswith("<demo, split 1: ") and len(repr(data)) < 200
+    with pytest.raises(UserError, match="a modality that is not loaded: demo: got flow; known: rgb"):
+        data.tensor("flow")
+    with pytest.raises(UserError, match="unknown video: demo: got nov"):
+        data.video("nov")
+    with pytest.raises(UserError, match="unknown kind of head: got rigde; did you mean 'ridge'"):
         framepool.train(data, "rigde")
     with pytest.raises(UserError, match=r"unknown key: head ridge: \$.alhpa; did you mean 'alpha'"):
         framepool.train(data, "ridge", alhpa=1)

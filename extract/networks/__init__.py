@@ -3,7 +3,7 @@
 from extract.networks import build
 """
 
-from extract.networks.libraries import Library, names, reads_clips
+from extract.networks.libraries import Library, check_name, names, reads_clips
 from extract.networks.registry import Network, build, save_network
 from extract.networks.rows import FromRows, Reads, channels
 from extract.networks.spec import InputSpec
@@ -18,6 +18,7 @@ __all__ = [
     "Reads",
     "build",
     "channels",
+    "check_name",
     "fill",
     "load_state",
     "names",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import replace
+from textwrap import shorten
 from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
 
@@ -71,11 +72,7 @@ def make(
 
     Raises `NetworkError` for an unknown name, options or channels that do not fit, and weights that cannot be had.
     """
-    if library not in LIBRARIES:
-        raise NetworkError(f"unknown library: expected one of {', '.join(LIBRARIES)}, got {library!r}")
-    base = name.partition(".")[0] if library == "timm" else name
-    if base not in names(library):
-        raise _unknown(name, library)
+    check_name(name, library)
     maker = {"timm": _timm, "torchvision": _torchvision, "framepool": _framepool}[library]
     try:
         return maker(name, pretrained, in_chans, dict(options))
@@ -86,10 +83,19 @@ def make(
     except Exception as error:
         if not pretrained:
             raise
-        reason = str(error).splitlines()[0][:160]
+        reason = shorten(str(error), 160, placeholder=" ...")
         raise NetworkError(
             f"weights DEFAULT of {name} cannot be had: {reason}; give `weights:` a local file instead"
         ) from error
+
+
+def check_name(name: str, library: Library) -> None:
+    """Raises `NetworkError` for a network that the library does not have."""
+    if library not in LIBRARIES:
+        raise NetworkError(f"unknown library: expected one of {', '.join(LIBRARIES)}, got {library!r}")
+    base = name.partition(".")[0] if library == "timm" else name
+    if base not in names(library):
+        raise _unknown(name, library)
 
 
 def split(model: nn.Module, library: Library) -> tuple[nn.Module, nn.Module, int]:

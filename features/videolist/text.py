@@ -10,7 +10,7 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from features.errors import UserError, nearest
+from features.errors import UserError, near
 from features.videolist.names import place
 
 MISSING = 'put it there; README, "Your own data", says where lists go'
@@ -51,7 +51,7 @@ def table(path: Path, required: Sequence[str]) -> tuple[list[str], Iterator[tupl
     for name in required:
         if name not in header:
             expected, got = ",".join(required), ",".join(header) or "nothing"
-            fix = nearest(name, header) if header else ""
+            fix = f"rename {found!r}" if (found := near(name, header)) else ""
             raise UserError(f"column {name!r} is missing", where=place(path, line), expected=expected, got=got, fix=fix)
     for name in header:
         if not name or header.count(name) > 1:

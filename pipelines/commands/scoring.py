@@ -27,6 +27,8 @@ def score(args: Namespace) -> None:
     """Score what is not scored yet; prints how many, their outcomes, and where the scores are."""
     start = time.monotonic()
     options = _options(args)
+    for source in args.source:
+        walk(source)  # what cannot be read is said before anything is written
     with ExitStack() as stack:
         machine = Machine(options)  # also where others do the work: what is wrong with a run is said before they start
         identity = {

@@ -26,6 +26,7 @@ from pipelines.plan import Store
 
 if TYPE_CHECKING:
     from extract.shard import Task
+    from heads.kinds import HeadConfig
 
 CACHE = plans.WORK / "cache"  # converted networks, shared by all datasets
 
@@ -42,8 +43,12 @@ def index(args: Namespace) -> None:
     for number, split in enumerate(videos.splits):
         parts = Counter(v.splits[number] for v in videos.videos)
         print(f"  split {split}: {parts['train']} train, {parts['test']} test, {parts['']} unused")
+    if not plan.rendered and not plan.config.generated and not plan.root.is_dir():
+        print(f"  the folder of videos is not there: {printable(plan.root)}")
     for problem in videolist.problems(videos):
         print(f"  {printable(problem)}")
+    for name, head in plan.config.heads.items():
+        _check_network(f"{config_path(args.dataset)}: $.heads.{name}", head)
     sizes = {store.name: store_size(store) for store in plan.all_stores()}
     for name, size in sizes.items():
         print(f"  store {name}: {size.text}")
@@ -57,6 +62,19 @@ def index(args: Namespace) -> None:
         fix = f"set store: false or temporary: true for an extractor that only feeds others ({largest} is the largest)"
         got = f"{total / 1e9:,.2f} GB"
         raise UserError("stores would not fit", where=where, expected=f"{budget:g} GB", got=got, fix=fix)
+
+
+def _check_network(where: str, head: HeadConfig) -> None:
+    """A name that no library knows is said before any video is decoded for it."""
+    from extract.networks import NetworkError, check_name
+    from heads.config import BaseConfig
+
+    if isinstance(head, BaseConfig) and head.cnn is not None:
+        network = getattr(head, head.cnn)
+        try:
+            check_name(network.name, network.library)
+        except NetworkError as error:
+            raise UserError(f"{error} ({where}.{head.cnn})") from None
 
 
 def render(args: Namespace) -> None:
@@ -83,6 +101,7 @@ def extract(args: Namespace) -> None:
     if args.shard is not None and args.shard not in range(plan.shard_count):
         raise UserError("unknown shard", where=args.dataset, expected=f"0 to {plan.shard_count - 1}", got=args.shard)
     numbers = range(plan.shard_count) if args.shard is None else [args.shard]
+    plan.check_videos(stores)
     if args.scheduler is not None or args.workers is not None:
         from pipelines.cluster import connected, extract_on
 

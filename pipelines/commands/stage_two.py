@@ -332,6 +332,8 @@ def assemble(args: Namespace) -> None:
         compared=[(c, name, _folders(b), _folders(t)) for c, name, b, t in _compared(plan, args.partial)],
         thumbnails=thumbnails(plan.root, plan.generator),
     )
+    made = f"{len(runs)} of {len(runs) + len(missing)} heads" if args.partial and missing else f"{len(runs)} heads"
+    print(f"{(args.out or plan.results) / 'index.html'}: {made}")
 
 
 def _folders(runs: Sequence[Run]) -> list[Path]:

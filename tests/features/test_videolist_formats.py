@@ -215,7 +215,7 @@ def test_kinetics_missing_column(tmp_path: Path) -> None:
     example = kinetics(tmp_path)
     write(example.val, "label,youtube-id,time_start,time_end,split,is_cc\n")
     expected, got = KINETICS.strip(), "label,youtube-id,time_start,time_end,split,is_cc"
-    hint = "did you mean 'youtube-id'?"
+    hint = "rename 'youtube-id'"
     assert (
         refused(example) == f"column 'youtube_id' is missing: {example.val}:1: expected {expected}, got {got}; {hint}"
     )

@@ -75,7 +75,7 @@ def test_table_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("path,lable\n", "column 'label' is missing: {}:1: expected path,label, got path,lable; did you mean 'lable'?"),
+        ("path,lable\n", "column 'label' is missing: {}:1: expected path,label, got path,lable; rename 'lable'"),
         ("path,label,fold\n", "unknown column: {}:1: expected path,label[,split...][,group], got fold"),
         ("path,label,split,split1\n", "split 1 twice: {}:1: got path,label,split,split1"),
         ("path,label,label\n", "column 'label' twice: {}:1: got path,label,label"),

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 import heads
 from pipelines import __main__ as program
 from pipelines import plan as plans
+from pipelines.passes import mentioned
 from tests.workflow import world
 
 Call = Callable[..., "Said"]
@@ -75,6 +77,42 @@ def test_index_says_what_there_is(here: Path, call: Call) -> None:
     assert said.out.startswith("tiny: 9 videos, 2 classes, 3 shards\n  split 1: ")
     assert world.name_of(3) in said.out, "a video without a file is named"
     assert f"store {world.store(here).name}: about " in said.out
+
+
+def test_videos_that_are_gone_take_no_features_with_them(here: Path, call: Call) -> None:
+    before = world.contents(world.store(here))
+    for video in (here / "videos").glob("*/*"):
+        video.unlink()
+    said = call("extract tiny --extractor rgb")
+    assert (
+        said.code == 2
+        and "the videos are not there: config/tiny.yaml: $.videos.root: got none of 9 in videos" in said.err
+    )
+    assert "features that are there stay" in said.err and world.contents(world.store(here)) == before
+    assert call("train tiny --head average --seed 7").code == 0
+    shutil.rmtree(here / "videos")
+    assert "the folder of videos is not there: videos" in call("index tiny").out
+    shutil.rmtree(here / "work")
+    said = call("extract tiny --extractor rgb")
+    assert said.code == 2 and said.err.endswith("in videos; put them there, or say where they are\n")
+
+
+def test_index_names_a_head_with_a_network_that_there_is_not(here: Path, call: Call) -> None:
+    path = here / "config" / "tiny.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["heads"]["cnn"] = {"kind": "tsn", "features": ["frames"], "network": {"name": "resnet10x"}}
+    config["extractors"]["frames"] = {"kind": "pixels", "transform": {"resize": 32, "crop": 32}}
+    path.write_text(yaml.safe_dump(config))
+    said = call("index tiny")
+    assert said.code == 2 and "unknown network: timm: 'resnet10x'; near: " in said.err
+    assert "config/tiny.yaml: $.heads.cnn.network" in said.err
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:99"])
+def test_a_device_that_there_is_not(here: Path, call: Call, device: str) -> None:
+    said = call(f"train tiny --head average --device {device}")
+    assert said.code == 2 and said.err.count("\n") == 1 and f"got {device}" in said.err
+    assert ("unknown device" if device != "cuda:99" else "no such CUDA device here") in said.err
 
 
 def test_features_lists_stores(here: Path, call: Call) -> None:
@@ -269,3 +307,9 @@ def test_models_as_json(here: Path, call: Call) -> None:
 def test_doctor_finds_nothing_missing(here: Path, call: Call) -> None:
     said = call("doctor")
     assert said.code == 0 and said.out.endswith("nothing is missing\n")
+
+
+def test_snakemake_makes_the_demo_where_it_is_not_told_what(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(world.REPO)
+    assert [plan.dataset for plan in mentioned(["-n", "--cores", "2"])] == ["demo"]
+    assert [plan.dataset for plan in mentioned(["results/ucf101-none"])] == []

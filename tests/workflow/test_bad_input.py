@@ -33,6 +33,16 @@ def test_too_many_broken_videos_stop_the_run_and_lose_nothing(copy: Path) -> Non
     assert {p.name: (p.stat().st_mtime_ns, p.stat().st_ino) for p in store.glob("0000?.json")} == shards
 
 
+def test_an_unmounted_disk_takes_no_features_with_it(copy: Path) -> None:
+    before = world.contents(world.store(copy))
+    (copy / "videos").rename(copy / "elsewhere")
+    (line,) = errors(world.snakemake(copy, code=None))
+    assert line.startswith("framepool: the videos are not there: config/tiny.yaml: $.videos.root: got none of 9 in videos")
+    assert world.contents(world.store(copy)) == before
+    (copy / "elsewhere").rename(copy / "videos")
+    assert not world.planned(copy)
+
+
 @pytest.mark.parametrize("arguments", [("-n",), ()])
 def test_a_missing_annotation_file_is_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     (tmp_path / "config").mkdir()
