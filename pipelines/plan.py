@@ -361,7 +361,7 @@ def requested(targets: Iterable[str]) -> list[Plan]:
         for needed in (*plan.needs, plan):
             needed.runs()
             needed.compared()
-        plan.check_videos(plan.stores())
+        plan.check_videos(plan.all_stores())
     return plans
 
 

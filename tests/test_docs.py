@@ -64,3 +64,11 @@ def test_the_readme_tells_where_the_lists_of_each_config_go() -> None:
         for place in re.findall(r"data/\w+/[\w.]+", (REPO / CONFIGS / f"{name}.yaml").read_text()):
             stem = re.sub(r"_(train|test|classes)\..*$", "", place)
             assert stem in text, f"{name}: {place}"
+
+
+def test_the_readmes_config_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config").mkdir()
+    (config,) = blocks(REPO / "README.md", "yaml")
+    (tmp_path / "config" / "mine.yaml").write_text(config)
+    monkeypatch.chdir(tmp_path)
+    assert set(load("mine").heads) == {"average", "attention"}

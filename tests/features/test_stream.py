@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from features.batches import Features, all_rows
+from features.batches import Features, TooLarge, all_rows
 from features.errors import DamagedStore, FramepoolError
 from features.stream import Stream
 from heads.kinds import AttentionClusterConfig, RidgeConfig
@@ -132,3 +132,12 @@ def test_a_damaged_shard_stops_where_it_is_read(stores: dict[str, Path], tmp_pat
     part.write_bytes(part.read_bytes()[::-1])
     with pytest.raises(DamagedStore):
         list(stream.blocks(torch.arange(1)))
+
+
+def test_a_shard_that_memory_has_no_room_for(stores: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    class Free:
+        available = 300
+
+    monkeypatch.setattr("psutil.virtual_memory", Free)
+    with pytest.raises(TooLarge, match=r"a shard does not fit in memory: rgb,flow: .*; set store: false"):
+        Stream.open(stores, IDS)

@@ -37,7 +37,9 @@ def test_an_unmounted_disk_takes_no_features_with_it(copy: Path) -> None:
     before = world.contents(world.store(copy))
     (copy / "videos").rename(copy / "elsewhere")
     (line,) = errors(world.snakemake(copy, code=None))
-    assert line.startswith("framepool: the videos are not there: config/tiny.yaml: $.videos.root: got none of 9 in videos")
+    assert line.startswith(
+        "framepool: the videos are not there: config/tiny.yaml: $.videos.root: got none of 9 in videos"
+    )
     assert world.contents(world.store(copy)) == before
     (copy / "elsewhere").rename(copy / "videos")
     assert not world.planned(copy)
