@@ -150,7 +150,7 @@ def test_a_row_of_zeros_is_a_row(tmp_path: Path) -> None:
     assert verify_shard(tmp_path, 0).statistics == {"max_abs": 0.0, "mean": 0.0}
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_row_that_was_never_written_is_refused_with_its_video(tmp_path: Path, value: float) -> None:
     rows = made.videos([3, 0, 5])
 
