@@ -42,7 +42,7 @@ def store_size(store: Store) -> Size:
     if not store.config.store:
         return Size(0, f"not stored, computed as it is read ({row})")
     if per_video is None:
-        return Size(None, f"{row}; rows not known, none of the videos can be read")
+        return Size(None, f"{row}; rows not known, as no video is there that can be read")
     size = per_video * prod(shape) * dtype.itemsize * len(store.plan.videos.videos)
     kept = ", removed when it was read" if store.config.temporary else ""
     return Size(size, f"about {size / 1e6:,.1f} MB before compression ({per_video:.0f} rows a video, {row}){kept}")
