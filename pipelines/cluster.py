@@ -27,6 +27,7 @@ from uuid import uuid4
 
 import dask
 from distributed import CancelledError, Client, KilledWorker, LocalCluster, WorkerPlugin, get_worker
+from distributed.comm.addressing import get_address_host_port
 from distributed.comm.core import CommClosedError
 
 from extract.sources import Clip
@@ -71,6 +72,7 @@ def connected(scheduler: str | None, workers: int | None) -> Iterator[Any]:
                 cluster.close()
             return
         try:
+            get_address_host_port(scheduler)  # a client of no address says it late
             client = Client(scheduler, timeout=CONNECT_S, **_OWN)  # type: ignore[no-untyped-call]
         except (OSError, ValueError, TimeoutError) as error:
             fix = "give the address that the scheduler printed, such as tcp://10.0.0.1:8786"

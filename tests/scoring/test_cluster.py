@@ -313,8 +313,9 @@ def test_a_worker_that_is_cut_off_costs_a_retry(here: Path, archive: Path, call:
 
 def test_nobody_at_the_address(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "CONNECT_S", 1)
-    code, said = call(f"score {world.run_of('average')} videos --out s.jsonl --scheduler tcp://127.0.0.1:9")
-    assert code == 2 and "framepool: no scheduler answers: tcp://127.0.0.1:9: got " in said
+    for address in ("tcp://127.0.0.1:9", "foo"):
+        code, said = call(f"score {world.run_of('average')} videos --out s.jsonl --scheduler {address}")
+        assert code == 2 and f"framepool: no scheduler answers: {address}: got " in said and "Traceback" not in said
 
 
 def test_a_machine_says_what_became_of_a_clip_that_was_lost(here: Path) -> None:
