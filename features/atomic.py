@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -19,11 +20,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any, Final, Self, cast
 
 from features.errors import Busy, FramepoolError, UserError
 
 USERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)  # no fault
+
+_BUFFER_BYTES: Final = 1 << 20
 
 
 class Disk:
@@ -56,13 +59,45 @@ class Disk:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Put `data` at `path`, whole or not at all. A stray temporary file of a killed writer is replaced by the next."""
+    with write_parts(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def write_parts(path: Path) -> Iterator[IO[bytes]]:
+    """`write_bytes` of what is written to the stream; nothing where that raises."""
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(path):
-        with temporary.open("wb") as stream:
-            Disk.write(stream, data)
-            Disk.fsync(stream.fileno())
+        with temporary.open("wb") as file:
+            parts = _Parts(file)
+            stream = io.BufferedWriter(parts, _BUFFER_BYTES)
+            try:
+                yield stream
+                stream.flush()
+            except Exception as error:  # of who could not write: torch's own word for a full disk, say
+                raise parts.failed or error from None
+            Disk.fsync(file.fileno())
         Disk.rename(temporary, path)
         fsync_folder(path.parent)
+
+
+class _Parts(io.RawIOBase):
+    """Hands what is written to `Disk` until that fails; then nothing more, though the buffer above may ask again."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.failed = file, cast(BaseException | None, None)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        if self.failed is None:
+            try:
+                Disk.write(self.file, data)
+            except BaseException as error:
+                self.failed = error
+                raise
+        return len(data)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,7 +5,6 @@ head, run = load_head(Path("work/demo/runs/tsn-split1-0123abcd/seed0"), classes=
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 
 import heads
 from extract.networks.weights import NetworkError, fill, load_state, same_shapes, save_state
-from features.atomic import write_bytes
+from features.atomic import write_bytes, write_parts
 from features.errors import DamagedStore, FramepoolError, UserError
 from heads.base import Head
 from heads.config import BaseConfig
@@ -113,9 +112,8 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 def save_resume(folder: Path, state: Mapping[str, Any]) -> None:
     """Keep what an interrupted training goes on from; the previous state stays until this one is whole."""
-    stream = io.BytesIO()
-    torch.save(dict(state), stream)
-    write_bytes(folder / RESUME, stream.getvalue())
+    with write_parts(folder / RESUME) as stream:  # half a gigabyte in memory first would take longer than on disk
+        torch.save(dict(state), stream)
 
 
 def load_resume(folder: Path, digest: str) -> dict[str, Any] | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import itertools
 import json
 import signal
 import subprocess
@@ -18,7 +20,7 @@ import heads
 from features.atomic import Disk
 from features.batches import Features
 from features.errors import DamagedStore, FramepoolError, UserError
-from heads.checkpoint import load_head, save_head
+from heads.checkpoint import load_head, load_resume, save_head, save_resume
 from heads.config import BaseConfig, Sample
 from heads.data import Data, balanced_weights, hold_out
 from heads.kinds import AttentionClusterConfig, AverageConfig, RidgeConfig
@@ -391,3 +393,22 @@ def test_hold_out_takes_its_share_of_each_class() -> None:
 def test_fit_sees_every_head_through_the_same_door() -> None:
     assert heads.build("ridge", {"rgb": (3,)}, 2).fitted
     assert not heads.build("average", {"rgb": (3,)}, 2).fitted
+
+
+@pytest.mark.parametrize("at", [1, 2])
+def test_a_full_disk_keeps_the_state_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    save_resume(tmp_path, {"digest": "d", "weights": torch.ones(9)})
+    write, calls = Disk.write, itertools.count(1)
+
+    def full(stream: Any, data: Any) -> None:
+        if next(calls) >= at:
+            raise OSError(errno.ENOSPC, "x")
+        write(stream, data)
+
+    monkeypatch.setattr(Disk, "write", staticmethod(full))
+    with pytest.raises(
+        FramepoolError, match=r"cannot write: .*last.pt: got No space left on device .*; free some space"
+    ):
+        save_resume(tmp_path, {"digest": "d", "weights": torch.zeros(1 << 19)})
+    state = load_resume(tmp_path, "d")
+    assert state is not None and torch.equal(state["weights"], torch.ones(9))

@@ -191,9 +191,7 @@ def test_the_papers_own_datasets_are_planned(tmp_path: Path, monkeypatch: pytest
     (ucf / "lists").rename(ucf / "ucfTrainTestlist")
     monkeypatch.chdir(tmp_path)
     plans.of.cache_clear()
-    with pytest.raises(
-        UserError, match=r"the videos are not there: config/ucf101-vtn.yaml: .*none of 9 in data/ucf"
-    ):
+    with pytest.raises(UserError, match=r"the videos are not there: config/ucf101-vtn.yaml: .*none of 9 in data/ucf"):
         plans.requested(["results/ucf101-vtn"])
     clip = ucf / "videos" / f"{world.name_of(0)}.avi"
     clip.parent.mkdir()
