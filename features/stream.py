@@ -75,11 +75,12 @@ class Stream:
     shard: Tensor  # (V,) which shard a video is in
     lengths: Mapping[str, Tensor]  # (V,) rows
     block_bytes: int
+    room_bytes: int | None = None  # of a single shard
 
     @classmethod
     def open(cls, stores: Mapping[str, Path], ids: Sequence[str], block_bytes: int | None = None) -> Self:
         """Look at the manifests alone. `block_bytes`: of the rows of a block; None: what the machine has room for.
-        Raises `TooLarge` where it has none for a single shard."""
+        Then `blocks` raises `TooLarge` where it has none for a single shard."""
         manifests = {modality: dict(manifests_of(folder)) for modality, folder in stores.items()}
         wanted = wanted_places(ids)
         shard, lengths = torch.full((len(ids),), -1), {}
@@ -98,16 +99,9 @@ class Stream:
                 got = f"{ids[int(missing[0])]} is not among them"
                 expected, fix = f"all {len(ids)} videos", "extract the shards that are missing"
                 raise FramepoolError("store lacks videos", where=stores[modality], expected=expected, got=got, fix=fix)
-        free = psutil.virtual_memory().available
-        size = block_bytes or int(free * _SHARE)
-        made = cls(tuple(ids), dict(stores), manifests, facts_of(stores, manifests), shard, lengths, size)
-        largest, room = max(map(made._bytes_of, torch.unique(shard).tolist()), default=0), free * _SHARE
-        if largest > room:
-            fix = "set store: false for what the head reads, or extract with a smaller shard_size"
-            expected, got = f"at most {room / 1e9:.1f} GB", f"{largest / 1e9:.1f} GB"
-            where = ",".join(stores)
-            raise TooLarge("a shard does not fit in memory", where=where, expected=expected, got=got, fix=fix)
-        return made
+        size = block_bytes or int(psutil.virtual_memory().available * _SHARE)
+        room = None if block_bytes else size
+        return cls(tuple(ids), dict(stores), manifests, facts_of(stores, manifests), shard, lengths, size, room)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -138,6 +132,7 @@ class Stream:
             self.shard,
             pick(self.lengths),
             self.block_bytes,
+            self.room_bytes,
         )
 
     def means(self, videos: Tensor) -> dict[str, Tensor]:
@@ -177,9 +172,6 @@ class Stream:
                 yield rows, positions, torch.tensor([places[self.ids[v]] for v in videos[positions].tolist()])
                 del rows
 
-    def _bytes_of(self, shard: int) -> int:
-        return sum(row_bytes(found) * found[shard].rows for found in self.manifests.values() if shard in found)
-
     def _plan(self, videos: Tensor, generator: torch.Generator | None) -> Iterator[list[int]]:
         """Shards that are in memory together."""
         shards = torch.unique(self.shard[videos])
@@ -188,7 +180,12 @@ class Stream:
         block: list[int] = []
         size = 0
         for shard in shards.tolist():
-            more = self._bytes_of(shard)
+            more = sum(row_bytes(found) * found[shard].rows for found in self.manifests.values() if shard in found)
+            if self.room_bytes is not None and more > self.room_bytes:
+                fix = "read what is not stored (store: false), or fewer modalities; or set a smaller shard_size"
+                got, expected = f"{more / 1e9:.1f} GB", f"at most {self.room_bytes / 1e9:.1f} GB"
+                where = ", ".join(map(str, self.folders.values()))
+                raise TooLarge("a shard does not fit in memory", where=where, expected=expected, got=got, fix=fix)
             if block and size + more > self.block_bytes:
                 yield block
                 block, size = [], 0

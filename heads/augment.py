@@ -92,6 +92,8 @@ def centre(maps: Tensor, size_px: int) -> Tensor:
 def resample(maps: Tensor, boxes: Tensor, size_px: int) -> Tensor:
     """(R,C,H,W) float, (R,4) -> (R,C,size,size): each box of each map, bilinear. In fp32 under autocast, too, as
     bf16 has no places between the pixels of a map."""
+    if not torch.compiler.is_compiling() and not len(maps):  # of a process without rows
+        return maps.new_zeros(0, maps.shape[1], size_px, size_px)
     with torch.autocast(maps.device.type, enabled=False):
         return _sampled(maps, boxes, size_px)
 

@@ -211,6 +211,8 @@ class Loop:
         self, select: dict[str, Select], generator: torch.Generator, place: Place, inside: dict[str, Any] | None
     ) -> Iterator[Step]:
         """Each batch with `place` behind it."""
+        if place.videos >= len(self.videos):  # a run was interrupted in the test after the last one
+            return
         start: Start | None = (place.block, place.asked) if place.block and place.asked is not None else None
         blocks = self.data.features.blocks(self.videos, generator, batch=self.train.batch, start=start)
         done, place.step = place.step, 0

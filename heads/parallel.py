@@ -120,7 +120,7 @@ def group(device: str) -> Iterator[torch.device]:
     if own.type == "cuda":
         if device != "cuda":
             raise UserError("one GPU for several processes", got=device, fix="say --device cuda: each takes its own")
-        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        own = device_of(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(own)
     distributed.init_process_group("cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo")
     try:

@@ -117,7 +117,8 @@ class Dataset(Config):
             raise ValueError(f"a pixels, frames or tvl1 extractor in heads.{name}.features, as it has an encoder")
         views = getattr(getattr(self.extractors[head.features[0]], "transform", None), "views", ())
         clips = getattr(self.extractors[head.features[0]], "sampling", None)
-        if head.encoder is not None and len(views) > 1 and getattr(clips, "kind", "") != "clips":
+        turns = head.encoder is not None and head.encoder.frames > 1 and getattr(clips, "kind", "") != "clips"
+        if turns and len(views) > 1:
             expected = f"one view in extractors.{head.features[0]}.transform.views"
             raise ValueError(f"{expected}, as the encoder of heads.{name} takes rows in turn for frames in turn")
         if fitting and getattr(head, part).reads not in fitting:

@@ -149,7 +149,7 @@ class Plan:
     def check_videos(self, stores: Iterable[Store]) -> None:
         """Raises `UserError` where all videos of the list are missing and one of `stores` reads them: an unmounted disk
         must not pass for an archive of broken files, whose features Snakemake would take away."""
-        readers = [s for s in stores if s.config.source is None and s.config.kind != "imported"]
+        readers = [store for store in stores if store.reads_video]
         made = self.rendered or self.config.generated
         if made or not readers or any(video.path for video in self.videos.videos):
             return
@@ -361,7 +361,7 @@ def requested(targets: Iterable[str]) -> list[Plan]:
         for needed in (*plan.needs, plan):
             needed.runs()
             needed.compared()
-        plan.check_videos(plan.all_stores())
+            needed.check_videos(needed.all_stores())
     return plans
 
 

@@ -72,7 +72,7 @@ def _check_network(where: str, head: HeadConfig) -> None:
     if isinstance(head, BaseConfig) and head.cnn is not None:
         network = getattr(head, head.cnn)
         try:
-            check_name(network.name, network.library)
+            check_name(network.name, getattr(network, "library", "framepool"))
         except NetworkError as error:
             raise UserError(f"{error} ({where}.{head.cnn})") from None
 

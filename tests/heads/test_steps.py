@@ -201,6 +201,33 @@ def test_streamed_training_resumes_inside_of_an_epoch(
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
 
 
+def test_killed_in_the_test_after_an_epoch_the_epoch_is_not_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And ends in the bytes of a training that nobody disturbed."""
+    go(tmp_path / "whole", PLAIN["cluster"])
+    steps, test, tests = [], Loop._test, iter([False, True])
+
+    def killed(self: Loop, videos: torch.Tensor) -> Any:
+        if next(tests, False):
+            raise KeyboardInterrupt
+        return test(self, videos)
+
+    def counted(self: Loop, step: Step) -> Any:
+        steps.append(len(self.history) + 1)
+        return taken(self, step)
+
+    taken = Loop._step
+    monkeypatch.setattr(Loop, "_test", killed)
+    monkeypatch.setattr(Loop, "_step", counted)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "killed", PLAIN["cluster"], checkpoint_s=0)
+    before, lines = len(steps), list[str]()
+    go(tmp_path / "killed", PLAIN["cluster"], checkpoint_s=0, log=lines.append)
+    assert lines[0] == "goes on in epoch 2/3, after 40 of 40 videos" and steps[before] == 3
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+
+
 def test_the_state_is_kept_no_more_often_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
     monkeypatch.setattr("heads.loop.save_resume", lambda folder, state: saved.append(state["inside"]))
@@ -260,7 +287,9 @@ import torch
 from torch import distributed, nn
 import heads.loop
 from features.batches import Features
+from heads.kinds import TsnConfig
 from heads.parallel import group, spread
+from tests.heads.made import SMALL_CNN
 from tests.heads.test_end_to_end import CONFIG, moving, trained
 torch.set_num_threads(1)
 
@@ -279,7 +308,7 @@ def waiting(module, device):
         norm.__class__ = Waiting  # as DistributedDataParallel refuses to have them on a CPU
     return module
 
-if sys.argv[2] == "synchronised":
+if sys.argv[2] != "apart":
     heads.loop.spread = waiting
 # As for videos that nobody decoded yet:
 Features.has_rows = lambda self, modality=None: torch.ones(len(self.ids), dtype=torch.bool)
@@ -287,13 +316,16 @@ features, labels = moving()
 rows = [features.rows["pixels"].data[10 * v : 10 * v + (10 if v % 3 or v > 11 else 0)].numpy() for v in range(18)]
 seen = Features.of(features.ids, {"pixels": rows})
 config = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"epochs": 6, "batch": 2})})
+if sys.argv[2] == "tsn":
+    train = {"epochs": 6, "batch": 2, "lr": 1e-3}
+    config = TsnConfig(features=("pixels",), network=SMALL_CNN, crop_px=24, sample={"train": 2, "test": 2}, train=train)
 with group("cpu") as device:
     trained(Path(sys.argv[1]) / "run", config, features=seen, device=device)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("norms", ["apart", "synchronised"])
+@pytest.mark.parametrize("norms", ["apart", "synchronised", "tsn"])
 def test_a_process_without_rows_holds_nobody_up(tmp_path: Path, norms: str) -> None:
     """Of two videos a step a third has no row: often one process has gradients of its encoder and the other none."""
     (tmp_path / "blind.py").write_text(BLIND)

@@ -79,7 +79,16 @@ def test_index_says_what_there_is(here: Path, call: Call) -> None:
     assert f"store {world.store(here).name}: about " in said.out
 
 
-def test_videos_that_are_gone_take_no_features_with_them(here: Path, call: Call) -> None:
+@pytest.mark.parametrize("through", ["the video", "what is not stored"])
+def test_videos_that_are_gone_take_no_features_with_them(here: Path, call: Call, through: str) -> None:
+    if through != "the video":
+        path = here / "config" / "tiny.yaml"
+        config = yaml.safe_load(path.read_text())
+        config["extractors"]["pixels"] = {"kind": "pixels", "transform": {"resize": 160, "crop": 160}, "store": False}
+        rgb = config["extractors"]["rgb"]
+        config["extractors"]["rgb"] = {"kind": "rgb", "source": "pixels", "network": rgb["network"]}
+        path.write_text(yaml.safe_dump(config))
+        assert call("extract tiny --extractor rgb").code == 0
     before = world.contents(world.store(here))
     for video in (here / "videos").glob("*/*"):
         video.unlink()
@@ -100,8 +109,13 @@ def test_videos_that_are_gone_take_no_features_with_them(here: Path, call: Call)
 def test_index_names_a_head_with_a_network_that_there_is_not(here: Path, call: Call) -> None:
     path = here / "config" / "tiny.yaml"
     config = yaml.safe_load(path.read_text())
-    config["heads"]["cnn"] = {"kind": "tsn", "features": ["frames"], "network": {"name": "resnet10x"}}
+    config["heads"]["cnn"] = {"kind": "tsn", "features": ["frames"], "network": {"name": "resnet10t"}}
+    config["heads"]["trunk"] = {"kind": "kft", "features": ["frames"], "network": {"name": "kft_trunk"}}
     config["extractors"]["frames"] = {"kind": "pixels", "transform": {"resize": 32, "crop": 32}}
+    path.write_text(yaml.safe_dump(config))
+    assert call("index tiny").code == 0
+    plans.of.cache_clear()
+    config["heads"]["cnn"]["network"]["name"] = "resnet10x"
     path.write_text(yaml.safe_dump(config))
     said = call("index tiny")
     assert said.code == 2 and "unknown network: timm: 'resnet10x'; near: " in said.err

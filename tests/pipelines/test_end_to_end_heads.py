@@ -191,11 +191,16 @@ def test_the_papers_own_datasets_are_planned(tmp_path: Path, monkeypatch: pytest
     (ucf / "lists").rename(ucf / "ucfTrainTestlist")
     monkeypatch.chdir(tmp_path)
     plans.of.cache_clear()
-    with pytest.raises(UserError, match=r"the videos are not there: config/ucf101-vtn.yaml: .*none of 9 in data/ucf"):
+    with pytest.raises(
+        UserError, match=r"the videos are not there: config/kinetics-vtn.yaml: .*none of 4 in data/kine"
+    ):
         plans.requested(["results/ucf101-vtn"])
-    clip = ucf / "videos" / f"{world.name_of(0)}.avi"
-    clip.parent.mkdir()
-    clip.touch()
+    for clip in (ucf / "videos" / f"{world.name_of(0)}.avi", kinetics / "videos" / "yoga" / "a_000000_000010.mp4"):
+        plans.of.cache_clear()
+        with pytest.raises(UserError, match="the videos are not there"):
+            plans.requested(["results/ucf101-vtn"])
+        clip.parent.mkdir()
+        clip.touch()
     plans.of.cache_clear()
     (tuned,) = plans.requested(["results/ucf101-vtn"])
     (first,) = tuned.needs
