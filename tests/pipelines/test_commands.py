@@ -88,6 +88,7 @@ def test_videos_that_are_gone_take_no_features_with_them(here: Path, call: Call,
         rgb = config["extractors"]["rgb"]
         config["extractors"]["rgb"] = {"kind": "rgb", "source": "pixels", "network": rgb["network"]}
         path.write_text(yaml.safe_dump(config))
+        shutil.rmtree(here / "work")
         assert call("extract tiny --extractor rgb").code == 0
     before = world.contents(world.store(here))
     for video in (here / "videos").glob("*/*"):
