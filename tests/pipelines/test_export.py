@@ -276,7 +276,7 @@ def test_24_real_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: st
     (tmp_path / "config" / "orig.yaml").write_text(yaml.safe_dump(config))
     for line in (
         "extract orig --extractor rgb --extractor logmel --extractor audio",
-        "train orig --head cluster --head vtn --head two",
+        "train orig --head cluster --head vtn --head two --threads 1",
     ):
         plans.of.cache_clear()
         assert program.main(line.split()) == 0
