@@ -262,7 +262,7 @@ KINDS: dict[str, tuple[dict[str, Any], tuple[int, ...] | None, tuple[int, ...]]]
 @pytest.mark.parametrize(
     ("kind", "runtime", "of"),
     [
-        ("trunk", "openvino", "map"),
+        pytest.param("trunk", "openvino", "map", marks=pytest.mark.slow),
         pytest.param("flow", "openvino", "features", marks=pytest.mark.slow),
         pytest.param("trunk", "openvino", "pooled", marks=pytest.mark.slow),
         pytest.param("trunk", "torch", "features", marks=pytest.mark.slow),

@@ -49,7 +49,7 @@ def kill_and_resume(folder: Path, tmp: Path, kills: int, seed: int) -> tuple[int
 
 
 @pytest.mark.parametrize(
-    "kills", [8, pytest.param(20, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.slow)]
+    "kills", [3, pytest.param(20, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.slow)]
 )
 def test_kills_at_random_moments_end_in_the_same_bytes(small_world: Path, tmp_path: Path, kills: int) -> None:
     _, resumed = kill_and_resume(small_world, tmp_path, kills=kills, seed=kills)
@@ -143,6 +143,7 @@ def test_of_two_extractors_one_works_and_the_other_says_who(small_world: Path, t
     assert world.contents(tmp_path / "store") == world.contents(small_world / "undisturbed")
 
 
+@pytest.mark.slow
 def test_two_extractors_at_once_end_in_one_shard(small_world: Path, tmp_path: Path) -> None:
     for trial in range(3):
         store = tmp_path / f"store{trial}"

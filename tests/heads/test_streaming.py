@@ -60,7 +60,10 @@ def test_a_stream_gives_what_clips_give(case: str) -> None:
             torch.testing.assert_close(logits[0], score, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("case", ["vtn", "vtn-rgbdiff", "stacked_lstm"])
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in ("vtn-rgbdiff", "stacked_lstm")]
+
+
+@pytest.mark.parametrize("case", ["vtn", *SLOW])
 def test_openvino_gives_the_same(case: str, tmp_path: Path) -> None:
     head, film = make(case), rows((32, 32, 3), 6)
     stream = Stream(export(head, tmp_path / "model"))

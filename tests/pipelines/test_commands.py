@@ -79,7 +79,7 @@ def test_index_says_what_there_is(here: Path, call: Call) -> None:
     assert f"store {world.store(here).name}: about " in said.out
 
 
-@pytest.mark.parametrize("through", ["the video", "what is not stored"])
+@pytest.mark.parametrize("through", ["the video", pytest.param("what is not stored", marks=pytest.mark.slow)])
 def test_videos_that_are_gone_take_no_features_with_them(here: Path, call: Call, through: str) -> None:
     if through != "the video":
         path = here / "config" / "tiny.yaml"
@@ -310,6 +310,7 @@ def test_too_many_bad_videos_exit_with_3(here: Path, call: Call) -> None:
     assert summary["outcomes"] == {"ok": 4, "undecodable": 5} and len(summary["report"]["troubles"]) == 5
 
 
+@pytest.mark.slow
 def test_models_as_json(here: Path, call: Call) -> None:
     found = json.loads(call("models test_resnet --json").out)
     (network,) = found["networks"]
