@@ -105,7 +105,8 @@ def device_of(device: str | torch.device) -> torch.device:
     if found.type == "cuda":
         count = torch.cuda.device_count()
         if (found.index or 0) >= count:
-            raise UserError("no such CUDA device here", expected=f"one of {count}", got=device, fix="say --device cpu")
+            known = f"cuda:0 to cuda:{count - 1}" if count else "none"
+            raise UserError("no such CUDA device here", got=device, fix=f"there: {known}; say --device cpu")
         torch.backends.cudnn.allow_tf32 = False
     return found
 
