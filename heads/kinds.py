@@ -183,7 +183,14 @@ class NoisyOrConfig(BaseConfig):
     kind: Literal["noisy_or"] = "noisy_or"
     hidden: PositiveInt = 128
     dropout: Share = 0.0
+    exclusive: bool = Field(False, description="with codes: a row shows one part at most, not several by chance")
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _exclusive_parts(self) -> Self:
+        if self.exclusive and self.codes is None:
+            raise ValueError("exclusive is about the parts of classes: give codes, or leave it out")
+        return self
 
 
 class RidgeConfig(BaseConfig):

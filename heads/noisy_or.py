@@ -8,31 +8,49 @@ Where an average drowns one telling row among many and an attention unit must sh
 row settles its class here and the others change nothing. Multiple-instance learning knows the rule (Zhang, Platt and
 Viola, NIPS 2005); with ``codes`` (`heads.config`) it names sets of things, each found in rows of its own: Flash-MNIST.
 
+Those parts come independently: a row that looks like a 4 may count for a 9 as well. With ``exclusive`` a row shows one
+part or none, and one look-alike cannot be two things:
+
+    row      q_lk = exp(s_lk) / (1 + sum_j exp(s_lj)),  q_l0 = 1 / (1 + sum_j exp(s_lj))    part k; none of them
+    video    within_T = prod_l (q_l0 + sum_{k in T} q_lk)           no row shows anything but parts of the set T
+    class    log sum_{T in S} (-1)^{|S - T|} within_T               the rows show all of its set S, and nothing else
+    logit    class + sum_{k in S} b_k                               b_k: the odds of part k in a video, before its rows
+
+by inclusion and exclusion over the subsets T of S; for classes of one part, b apart, it is the noisy-or above.
+
 The order of rows does not matter. A video without rows gets the logit of all but no chance.
-Legend: B videos, L rows, D dims, H hidden, C classes.
+Legend: B videos, L rows, D dims, H hidden, C classes, K parts, T sets of parts.
 
     head = heads.build("noisy_or", {"rgb": (1280,)}, 6, hidden=128)
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from features.errors import UserError
 from heads.base import Head, Shapes, vector_sizes, zero_padding
 from heads.dropout import Dropout
 
 _LEAST: Final = 1e-6  # of -log(1 - P): a chance of one in a million
+_EXACT: Final = 1e-14  # of within_S: beyond, a sum of such terms in float64 is rounding
+_HIGHEST: Final = 300.0  # score whose exp has room in float64, rows multiplied as sums of logarithms
+_MOST_SETS: Final = 4096  # of parts, for (B,L,T) of them are in memory
 
 
 class NoisyOr(Head):
     """A small network a modality on each row, then the noisy-or over all rows."""
 
-    def __init__(self, shapes: Shapes, num_classes: int, *, hidden: int, dropout: float) -> None:
+    def __init__(self, shapes: Shapes, num_classes: int, *, hidden: int, dropout: float, exclusive: bool) -> None:
         super().__init__(shapes, num_classes)
+        self.exclusive = exclusive
         dims = vector_sizes("noisy_or", shapes)
         self.rows = nn.ModuleDict(
             {
@@ -43,13 +61,71 @@ class NoisyOr(Head):
         for network in self.rows.values():
             nn.init.constant_(network[-1].bias, -4.0)  # type: ignore[index]  # at first no row shows anything
 
+    def decode(self, codes: npt.NDArray[np.float32]) -> None:
+        """As any head's, or, exclusive, with the sets that rows may show. Raises `UserError` for too many of those."""
+        if not self.exclusive:
+            super().decode(codes)
+            return
+        within, signs, own = _subsets(codes)
+        for name, table in (("within", within), ("signs", signs), ("own", own)):
+            self.register_buffer(name, torch.from_numpy(table), persistent=False)  # follow from the codes
+        self.odds = nn.Parameter(torch.zeros(codes.shape[1]))
+
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
         """(B,L,D) a modality -> (B,C)."""
+        if self.exclusive:
+            return self._sets(torch.stack([self._within(m, features[m], masks[m]) for m in self.shapes]).sum(dim=0))
         absent = torch.stack([self._absent(m, features[m], masks[m]) for m in self.shapes]).sum(dim=0)
         absent = absent.clamp_min(_LEAST)  # (B,C): -log(1 - P)
         return absent + torch.log(-torch.expm1(-absent))
 
+    def _scores(self, modality: str, rows: Tensor, mask: Tensor) -> Tensor:
+        """(B,L,D), (B,L) -> (B,L,C), or (B,L,K) with codes."""
+        scores: Tensor = self.rows[modality](zero_padding(rows, mask)).float()
+        return scores
+
     def _absent(self, modality: str, rows: Tensor, mask: Tensor) -> Tensor:
         """(B,L,D), (B,L) -> (B,C): -log of the chance that no row of the modality shows the class."""
-        scores = self.rows[modality](zero_padding(rows, mask)).float()  # (B,L,C)
-        return (F.softplus(scores) * mask[..., None]).sum(dim=1)
+        return (F.softplus(self._scores(modality, rows, mask)) * mask[..., None]).sum(dim=1)
+
+    def _within(self, modality: str, rows: Tensor, mask: Tensor) -> Tensor:
+        """(B,L,D), (B,L) -> (B,T) float64: log of within_T, but for a sum over all parts that all T share."""
+        shown = self._scores(modality, rows, mask).double().clamp_max(_HIGHEST).exp() * mask[..., None]  # (B,L,K)
+        return (shown @ self.get_buffer("within").T).log1p().sum(dim=1)
+
+    def _sets(self, within: Tensor) -> Tensor:
+        """(B,T) -> (B,C). What rounding hides is put at `_EXACT` of within_S, so that gradients still reach it."""
+        most = within.detach().amax(dim=1, keepdim=True)
+        chances = (within - most).exp()
+        least = _EXACT * chances[:, self.get_buffer("own")]
+        exactly = torch.maximum(chances @ self.get_buffer("signs").T, least).clamp_min(1e-300)
+        codes = self.get_buffer("within")[self.get_buffer("own")].float()  # (C,K)
+        return (exactly.log() + most).float() + (codes * self.odds).sum(dim=1)
+
+
+def _subsets(
+    codes: npt.NDArray[np.float32],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """(C,K) -> all subsets of the classes' sets as (T,K), the sign of each in each class (C,T), or 0, and the class's
+    own set among them (C,)."""
+    sets = [tuple(np.flatnonzero(code).tolist()) for code in codes]
+    largest = max(map(len, sets))
+    found: dict[tuple[int, ...], int] = {}
+    if 2**largest <= _MOST_SETS:
+        for parts in sets:
+            for size in range(len(parts) + 1):
+                for subset in itertools.combinations(parts, size):
+                    found.setdefault(subset, len(found))
+    if not 0 < len(found) <= _MOST_SETS:
+        raise UserError(
+            "classes of too many parts for a head that is exclusive",
+            where="head noisy_or",
+            expected=f"at most {_MOST_SETS} subsets of the classes' sets",
+            got=f"{len(found) or 2**largest}",
+            fix="leave out `exclusive`",
+        )
+    within = np.array([[part in subset for part in range(codes.shape[1])] for subset in found], dtype=np.float64)
+    sizes = within.sum(axis=1)
+    inside = codes @ within.T == sizes  # (C,T)
+    signs = np.where(inside, (-1.0) ** (codes.sum(axis=1)[:, None] - sizes), 0.0)
+    return within, signs, np.array([found[parts] for parts in sets])

@@ -38,6 +38,11 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
     "nextvlad": ("nextvlad", VECTORS, {"centres": 4, "groups": 3, "hidden": 16, "squeeze": 4}),
     "noisy_or": ("noisy_or", VECTORS, {"hidden": 9}),
     "noisy_or-codes": ("noisy_or", VECTORS, {"hidden": 9, "codes": "+", "classes": ("none", "a", "b", "a+b", "c")}),
+    "noisy_or-exclusive": (
+        "noisy_or",
+        VECTORS,
+        {"hidden": 9, "exclusive": True, "codes": "+", "classes": ("none", "a", "b", "a+b", "c")},
+    ),
     "ridge": ("ridge", VECTORS, {}),
     "svm": ("svm", VECTORS, {}),
     "logistic": ("logistic", VECTORS, {}),
@@ -97,7 +102,7 @@ ORDERED = ("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm",
 # Heads to which a row of zeros is more than no row: shifted, normalised against centres, a step of a recurrence.
 ZERO_ROW_SPEAKS = (
     *("attention_cluster-fc1", "attention_cluster-fc2", "attention_cluster-average", "netvlad", "nextvlad"),
-    *("noisy_or", "noisy_or-codes"),
+    *("noisy_or", "noisy_or-codes", "noisy_or-exclusive"),
     *("bilstm", "stacked_lstm", "vtn-paper", "vtn-code"),
 )
 

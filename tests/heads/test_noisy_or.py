@@ -59,6 +59,74 @@ def test_codes_make_the_softmax_that_of_independent_parts(name: str) -> None:
         torch.testing.assert_close(found[:, k], expected, rtol=1e-4, atol=1e-5)
 
 
+def exclusive(classes: tuple[str, ...], shapes: dict[str, tuple[int, ...]], **options: Any) -> Any:
+    torch.manual_seed(0)
+    return heads.build("noisy_or", shapes, len(classes), codes="+", classes=classes, **options).eval()
+
+
+@pytest.mark.parametrize(("rows_of", "scale"), [((3, 2), 1), ((60, 40), 1), ((3, 2), 12)])
+def test_an_exclusive_row_shows_one_part_or_none(rows_of: tuple[int, int], scale: float) -> None:
+    """Against the chance of each set of parts, followed row by row."""
+    classes = (*SETS[:6], "d+e+f")  # not all sets
+    own = [c.split("+") if c != "none" else [] for c in classes]
+    head = exclusive(classes, {"rgb": (9,), "flow": (4,)}, hidden=5, exclusive=True)
+    with torch.no_grad():
+        for m in head.rows:
+            head.rows[m][-1].weight.mul_(scale)
+        head.odds.copy_(torch.linspace(-2, 1, 6))
+    features = {"rgb": rows((9,), 2, rows_of[0]), "flow": rows((4,), 2, rows_of[1])}
+    masks = {m: torch.ones(2, n, dtype=torch.bool) for m, n in zip(features, rows_of, strict=True)}
+    masks["rgb"][1, 1:] = False
+    found = head(features, masks).detach().double()
+    for video in range(2):
+        chances = {frozenset[str](): 1.0}
+        for m, x in features.items():
+            for row in x[video][masks[m][video]]:
+                odds = dict(zip("abcdef", head.rows[m](row).detach().double().exp().tolist(), strict=True))
+                after: dict[frozenset[str], float] = {}
+                for shown, chance in chances.items():
+                    for part, weight in {"": 1.0, **odds}.items():
+                        grown = shown | {part} - {""}
+                        after[grown] = after.get(grown, 0) + chance * weight / (1 + sum(odds.values()))
+                chances = after
+        expected = torch.tensor([chances.get(frozenset(c), 0) for c in own]).double()
+        sure = expected > 1e-10 * expected.max()
+        assert sure.sum() > 1
+        before = torch.tensor(
+            [sum(b for k, b in zip("abcdef", head.odds.tolist(), strict=True) if k in c) for c in own]
+        )
+        difference = found[video] - expected.log() - before
+        torch.testing.assert_close(difference[sure], difference[sure][:1].expand(int(sure.sum())), rtol=0, atol=1e-4)
+        assert (found[video][~sure] < found[video][sure].max() - 20).all()
+
+
+def test_of_one_part_a_class_an_exclusive_row_is_like_any() -> None:
+    batch = {"rgb": rows((9,), 4, 6)}, {"rgb": torch.ones(4, 6, dtype=torch.bool)}
+    both = [exclusive(("a", "b", "c"), {"rgb": (9,)}, exclusive=e)(*batch).softmax(dim=1) for e in (True, False)]
+    torch.testing.assert_close(*both, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_reach_a_set_that_nothing_speaks_for() -> None:
+    head = exclusive(SETS, {"rgb": (2,)}, exclusive=True)
+    with torch.no_grad():
+        head.rows["rgb"][-1].bias.fill_(-60)
+    logits = head({"rgb": rows((2,), 1, 4)}, {"rgb": torch.ones(1, 4, dtype=torch.bool)})
+    assert logits.isfinite().all() and logits.argmax() == SETS.index("none")
+    torch.nn.functional.cross_entropy(logits, torch.tensor([SETS.index("a+b+c")])).backward()  # type: ignore[no-untyped-call]
+    gradient = head.rows["rgb"][-1].bias.grad
+    assert gradient.isfinite().all() and (gradient < 0).all()
+
+
+def test_exclusive_parts_that_cannot_be() -> None:
+    with pytest.raises(UserError, match="exclusive is about the parts of classes: give codes, or leave it out"):
+        heads.build("noisy_or", {"rgb": (4,)}, 2, exclusive=True)
+    many = "+".join("abcdefghijklm")
+    with pytest.raises(
+        UserError, match=r"too many parts for a head that is exclusive.* at most 4096 subsets.* got 8192"
+    ):
+        exclusive((many, "z"), {"rgb": (4,)}, exclusive=True)
+
+
 def test_a_head_with_codes_has_an_output_a_part() -> None:
     names = ["+".join(s) or "none" for n in range(11) for s in itertools.combinations("0123456789", n)]
     head = heads.build("attention_cluster", {"rgb": (50,)}, 1024, clusters=2, codes="+", classes=names)
