@@ -1,10 +1,11 @@
-"""KFT-3D beside plain I3D, clips a second; and I3D of colours beside v-iashin/video_features', whole processes.
+"""KFT-3D beside plain I3D, clips a second; VTN on a stream; and I3D beside v-iashin/video_features', whole processes.
 
-    python -m benchmarks.trunks [--frames 32] [--side 224] [--only models peer]
+    python -m benchmarks.trunks [--frames 32] [--side 224] [--only models streaming peer]
 
 The first part runs both networks from normalised clips to logits of 101 classes, in OpenVINO at fp32 and bf16 and in
-eager torch, in turns within one process. The second is `benchmarks.peer --only i3d`, clips of 64 frames, the same
-clips and weights on both sides; that module says how the peer is had. Weights are random: speed does not follow them.
+eager torch, in turns within one process. The second is `benchmarks.streaming`. The third is `benchmarks.peer --only
+i3d`, clips of 64 frames, the same clips and weights on both sides; that module says how the peer is had. Weights are
+random: speed does not follow them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,17 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=32)
     parser.add_argument("--side", type=int, default=224, help="pixels; below 160, without KFT's average pooling")
     parser.add_argument("--seconds", type=float, default=20, help="that each network should run, about")
-    parser.add_argument("--only", nargs="+", default=["models", "peer"], choices=["models", "peer"])
+    parts = ["models", "streaming", "peer"]
+    parser.add_argument("--only", nargs="+", default=parts, choices=parts)
     args, rest = parser.parse_known_args()
     if "models" in args.only:
         models(args)
+    if "streaming" in args.only:
+        subprocess.run([sys.executable, "-m", "benchmarks.streaming", "--seconds", str(args.seconds)], check=True)
     if "peer" in args.only:
-        subprocess.run([sys.executable, "-m", "benchmarks.peer", "--only", "i3d", *rest], check=True)
+        sys.exit(
+            subprocess.run([sys.executable, "-m", "benchmarks.peer", "--only", "i3d", *rest], check=False).returncode
+        )
 
 
 def models(args: argparse.Namespace) -> None:

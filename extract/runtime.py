@@ -100,7 +100,7 @@ class Model:
         if self.reads == "rgbdiff":
             pairs = self.source_shape[0] - 1 if self.source_shape else self.config.pairs  # type: ignore[attr-defined]
             return 3 * int(pairs)
-        return {"flow": (self.source_shape or (2,))[-1], "logmel": 1}.get(self.reads, (self.source_shape or (3,))[-1])
+        return {"flow": (self.source_shape or (2,))[-1], "logmel": 1}.get(self.reads, 3)
 
     def _transform(self, own: Any) -> dict[str, Any]:
         """What the config leaves out comes with the weights."""

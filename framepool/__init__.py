@@ -270,7 +270,7 @@ def run(folder: str | Path) -> Run:
     return Run(Path(folder))
 
 
-def stream(folder: str | Path, source: str, *, every: int = 1, last: int | None = None) -> Iterator[Label]:
+def stream(folder: str | Path, source: str, *, every: int | None = None, last: int | None = None) -> Iterator[Label]:
     """Labels of a video, a camera or an address as its frames arrive; see `pipelines.live`."""
     from pipelines.live import Live
     from pipelines.of_run import of_run

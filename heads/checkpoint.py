@@ -6,7 +6,7 @@ head, run = load_head(Path("work/demo/runs/tsn-split1-0123abcd/seed0"), classes=
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,19 +62,16 @@ def load_head(
     return head.to(device).eval(), run
 
 
-def begin_from(head: Head, folder: Path, classes: Sequence[str]) -> None:
-    """Put the weights of the finished run in `folder` into `head`. Where it has other classes, what has a row for each
-    of them stays as it is. Refuses a run of another head."""
+def begin_from(head: Head, folder: Path, classes: Sequence[str], larger: Callable[[], Head]) -> None:
+    """Put the weights of the finished run in `folder` into `head`. Where it has other classes, what follows them stays
+    as it is: of other sizes in `larger`, the same head for a class more. Refuses a run of another head."""
     if read_run(folder) is None:
         raise FramepoolError("no finished run here", where=folder, expected=RUN, fix="train it first")
     path, own = folder / WEIGHTS, head.state_dict()
     try:
         state, notes = load_state(path)
-        old = list(notes.get("classes", []))
-        for key in state.keys() & own.keys() if old != list(classes) else ():
-            new = tuple(own[key].shape)
-            if new[:1] == (len(classes),) and tuple(state[key].shape) == (len(old), *new[1:]):
-                state[key] = own[key]
+        if notes.get("classes", []) != list(classes):
+            state |= {key: own[key] for key, value in larger().state_dict().items() if value.shape != own[key].shape}
         fill(head, state, str(path))
     except NetworkError as error:
         fix = "begin with a run of a head of the same kind and options"

@@ -46,11 +46,14 @@ def _clip(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Part k of n of each video's rows, from floor(k L / n) on, L counted in groups that stay `together`; at least one
     column, which may be padding."""
-    rows, own = {}, {}
+    rows, own, spans = {}, {}, {}
     for modality, mask in masks.items():
         counts = mask.sum(dim=1, keepdim=True) // together  # (B,1); rows that are there come first
-        first, end = k * counts // n * together, (k + 1) * counts // n * together
-        at = first + torch.arange(max(1, int((end - first).max())), device=mask.device)  # (B,l)
+        spans[modality] = k * counts // n * together, (k + 1) * counts // n * together
+    longest = max(int((end - first).max()) for first, end in spans.values())  # of all: those that align are as long
+    for modality, mask in masks.items():
+        first, end = spans[modality]
+        at = first + torch.arange(max(1, longest), device=mask.device)  # (B,l)
         own[modality] = at < end
         at = at.clamp_max(mask.shape[1] - 1)
         data = features[modality]

@@ -302,7 +302,7 @@ class BaseConfig(Config):
         """The option that holds its CNN: `encoder`, or `network` of the kinds that have that."""
         return next((part for part in ("encoder", "network") if getattr(self, part, None) is not None), None)
 
-    def with_network(self, weights: str, *, inflated: bool = True) -> Self:
+    def with_network(self, weights: str | None, *, inflated: bool = True) -> Self:
         """The same config with the weights of its CNN in this file; of a 2D one still where it is not `inflated`."""
         part = str(self.cnn)
         cnn = getattr(self, part)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from features.errors import FramepoolError
+from features.errors import FramepoolError, UserError
 from features.stream import Source
 from heads.clip_labels import Actions
 
@@ -82,6 +82,14 @@ def hold_out(data: Data, share: float, seed: int) -> tuple[Tensor, Tensor]:
     held = torch.cat(
         [group[: int(share * len(group))] for group in (order[labels == k] for k in range(int(labels.max()) + 1))]
     )
+    if not len(held):
+        raise UserError(
+            "hold_out takes no video of any class",
+            where="train.hold_out",
+            expected=f"{1 / int(labels.bincount().max()):.2g} or more",
+            got=share,
+            fix="hold out more, or watch the training loss by hold_out: 0",
+        )
     return data.train[~torch.isin(data.train, held)], data.train[torch.isin(data.train, held)]
 
 

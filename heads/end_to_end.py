@@ -52,7 +52,8 @@ class Encoder(nn.Module):
         (self.modality, shape), *_ = shapes.items()
         self.clips = len(shape) == 4  # rows are clips
         _check(config, self.modality, tuple(shape))
-        in_chans = 2 * shape[-1] if config.reads == "stacked" else shape[-1]
+        colours = shape[-1] if config.reads == "flow" else 3  # grey frames become grey pictures
+        in_chans = 2 * colours if config.reads == "stacked" else colours
         if network is None:
             network = built("encoder", config, num_classes=0, in_chans=in_chans, reads=config.reads)
         self.network = network

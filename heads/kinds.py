@@ -53,6 +53,18 @@ class FlattenConfig(BaseConfig):
     sample: Sample | dict[str, Sample] = Sample(train=25, test=25)
     train: AttentionClusterTrain = AttentionClusterTrain()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sample_for_all_places(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("encoder") is not None:
+            return value
+        places = value.get("places")
+        if isinstance(places, dict):
+            if value.get("align") is not None:  # one sample for all
+                return value
+            return {"sample": {m: {"train": n, "test": n} for m, n in places.items()}, **value}
+        return {"sample": {"train": places, "test": places}, **value} if isinstance(places, int) else value
+
 
 class TsLstmTrain(TrainConfig):
     """The authors' code: Adam 1e-4, 100 epochs, batches of 64, each gradient clamped to 5."""
@@ -147,6 +159,13 @@ class VtnConfig(StepsConfig):
     )
     sample: Sample | dict[str, Sample] = Sample(train=16, test=16)
     train: VtnTrain = VtnTrain()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sample_what_it_looks_at(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("encoder") is None and isinstance(n := value.get("length"), int):
+            return {"sample": {"train": n, "test": n}, **value}
+        return value
 
     @model_validator(mode="after")
     def _whole_heads(self) -> Self:
@@ -344,11 +363,9 @@ HeadConfig = Annotated[
 # bumped when a change to the code changes a head's numbers
 NUMERICS: Final = {
     "attention_cluster": 3,
-    **dict.fromkeys(("average", "ridge", "tsn"), 2),
-    "vtn": 2,
+    **dict.fromkeys(("average", "ridge", "tsn", "vtn", "noisy_or", "kft", "i3d", "logistic"), 2),
     **dict.fromkeys(("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm"), 1),
-    **dict.fromkeys(("kft", "i3d"), 1),
-    **dict.fromkeys(("netvlad", "nextvlad", "noisy_or", "svm", "logistic", "fusion"), 1),
+    **dict.fromkeys(("netvlad", "nextvlad", "svm", "fusion"), 1),
 }
 
 

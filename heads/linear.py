@@ -73,11 +73,14 @@ class Logistic(_Linear):
     """All classes together where each video has one."""
 
     def _solve(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
-        if not (targets.sum(axis=1) == 1).all() or targets.any(axis=0).sum() < 3:
+        if not (targets.sum(axis=1) == 1).all() or targets.any(axis=0).sum() < 2:
             return super()._solve(inputs, targets)
         solver = self._one().fit(inputs, targets.argmax(axis=1))
+        slopes, offsets = solver.coef_, solver.intercept_
+        if len(solver.classes_) == 2:  # scikit-learn has the second against the first
+            slopes, offsets = (np.concatenate([-part, part]) / 2 for part in (slopes, offsets))
         weights, biases = np.zeros((targets.shape[1], inputs.shape[1])), np.full(targets.shape[1], _NEVER)
-        weights[solver.classes_], biases[solver.classes_] = solver.coef_, solver.intercept_
+        weights[solver.classes_], biases[solver.classes_] = slopes, offsets
         return weights, biases
 
     def _one(self) -> Any:

@@ -281,7 +281,8 @@ class Loop:
             taught = 0 if self.teacher is None else self.teacher.losses(logits, (features, masks))
         if not logits.requires_grad or self._no_row_of(masks):  # no video of the part has a row
             logits = logits + sum(p.sum() for p in self.head.parameters() if p.requires_grad) * 0
-        losses = self.data.losses(logits, labels) + taught
+        seen = torch.stack([mask.any(dim=1) for mask in masks.values()]).any(dim=0)
+        losses = (self.data.losses(logits, labels) + taught) * seen  # of a virtual store all rows may fail
         loss = (losses * self.weights[videos].to(losses.device)).mean()
         value = float(loss.detach())
         if not np.isfinite(value):
@@ -289,7 +290,8 @@ class Loop:
         # its share of the batch; gradients of processes are averaged, not added
         share = 0.0 if step.empty else len(videos) * self.ranks.count / step.whole
         torch.autograd.backward(loss if share == 1 else loss * share)
-        hits = 0 if self.data.multi_label else int((logits.detach().argmax(dim=1).cpu() == labels).sum())
+        found = logits.detach().argmax(dim=1).cpu()
+        hits = 0 if self.data.multi_label else int(((found == labels) & seen.cpu()).sum())
         return value * len(videos), hits
 
     def _no_row_of(self, masks: dict[str, Tensor]) -> bool:

@@ -52,7 +52,9 @@ class MapsConfig(BaseConfig):
         "softmax", description="how the rows of a video agree; max for videos with several labels"
     )
     network: TrunkConfig | None = Field(None, description="makes the maps of clips, and trains with the head")
-    crop_px: PositiveInt | None = Field(None, description="side of the network's input; null: as its weights want it")
+    crop_px: PositiveInt | None = Field(
+        None, description="side of the network's input; null: as its weights want it, or the clips' short side if less"
+    )
     augment: Literal["none", "crop", "crop_flip"] = Field(
         "crop_flip", description="of clips: squares of 70 to 87.5 % of the short side anywhere, and mirroring"
     )
@@ -64,6 +66,8 @@ class MapsConfig(BaseConfig):
     def _fits(self) -> Self:
         if self.missing != "none":
             raise ValueError("missing: none, as the mean of maps is no map")
+        if self.codes is not None and self.consensus == "softmax":
+            raise ValueError("consensus: logits or max with codes, as parts of a class have no softmax among them")
         for option in ("crop_px", "augment"):
             if self.network is None and getattr(self, option) != type(self).model_fields[option].default:
                 raise ValueError(f"no {option} without a network: cached maps are as they are")

@@ -27,7 +27,7 @@ Legend: B videos, L rows, D dims, H hidden, C classes, K parts, T sets of parts.
 from __future__ import annotations
 
 import itertools
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +39,10 @@ from features.errors import UserError
 from heads.base import Head, Shapes, vector_sizes, zero_padding
 from heads.dropout import Dropout
 
-_LEAST: Final = 1e-6  # of -log(1 - P): a chance of one in a million
-_EXACT: Final = 1e-14  # of within_S: beyond, a sum of such terms in float64 is rounding
+_LEAST: Final = 1e-30  # of -log(1 - P)
+_ROUNDED: Final = 1e-12  # of within_S: below, a sum of a thousand such terms in float64 is rounding
+_ROUGH: Final = (-16.0, -12.0)  # log of a share of within_S: from one to the other the exact sum takes over
+_TINY: Final = 1e-300
 _HIGHEST: Final = 300.0  # score whose exp has room in float64, rows multiplied as sums of logarithms
 _MOST_SETS: Final = 4096  # of parts, for (B,L,T) of them are in memory
 
@@ -50,7 +52,7 @@ class NoisyOr(Head):
 
     def __init__(self, shapes: Shapes, num_classes: int, *, hidden: int, dropout: float, exclusive: bool) -> None:
         super().__init__(shapes, num_classes)
-        self.exclusive = exclusive
+        self.exclusive = self.in_doubles = exclusive
         dims = vector_sizes("noisy_or", shapes)
         self.rows = nn.ModuleDict(
             {
@@ -66,8 +68,7 @@ class NoisyOr(Head):
         if not self.exclusive:
             super().decode(codes)
             return
-        within, signs, own = _subsets(codes)
-        for name, table in (("within", within), ("signs", signs), ("own", own)):
+        for name, table in _subsets(codes).items():
             self.register_buffer(name, torch.from_numpy(table), persistent=False)  # follow from the codes
         self.odds = nn.Parameter(torch.zeros(codes.shape[1]))
 
@@ -94,20 +95,27 @@ class NoisyOr(Head):
         return (shown @ self.get_buffer("within").T).log1p().sum(dim=1)
 
     def _sets(self, within: Tensor) -> Tensor:
-        """(B,T) -> (B,C). What rounding hides is put at `_EXACT` of within_S, so that gradients still reach it."""
-        most = within.detach().amax(dim=1, keepdim=True)
+        """(B,T) -> (B,C). A sum of signed terms is exact but for `_ROUNDED` of within_S; where the parts of S are so
+        improbable that this would show, they are taken as independent of each other, which needs no such sum."""
+        within = within.T.contiguous()  # rows of it are gathered
+        own, less = self.get_buffer("own"), self.get_buffer("less")
+        whole = within.index_select(0, own)  # (C,B)
+        shown = whole[:, None] - within.index_select(0, less.flatten()).view(*less.shape, -1)  # (C,P,B)
+        parts = torch.log(-torch.expm1(-shown.clamp_min(_ROUNDED).float()))  # of within_S, how much has the part
+        parts = torch.where((less != own[:, None])[..., None], parts, 0).sum(dim=1)  # (C,B)
+        most = within.detach().amax(dim=0)
         chances = (within - most).exp()
-        least = _EXACT * chances[:, self.get_buffer("own")]
-        exactly = torch.maximum(chances @ self.get_buffer("signs").T, least).clamp_min(1e-300)
-        codes = self.get_buffer("within")[self.get_buffer("own")].float()  # (C,K)
-        return (exactly.log() + most).float() + (codes * self.odds).sum(dim=1)
+        exactly = self.get_buffer("signs") @ chances
+        exactly = torch.maximum(exactly, _ROUNDED * chances.index_select(0, own)).clamp_min(_TINY).log() + most - whole
+        sure = ((parts - _ROUGH[0]) / (_ROUGH[1] - _ROUGH[0])).clamp(0, 1)
+        codes = self.get_buffer("within").index_select(0, own).float()  # (C,K)
+        logits = whole.float() + torch.lerp(parts, exactly.float(), sure)
+        return logits.T + (codes * self.odds).sum(dim=1)
 
 
-def _subsets(
-    codes: npt.NDArray[np.float32],
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """(C,K) -> all subsets of the classes' sets as (T,K), the sign of each in each class (C,T), or 0, and the class's
-    own set among them (C,)."""
+def _subsets(codes: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+    """(C,K) -> all subsets of the classes' sets as (T,K); the sign of each in each class (C,T), or 0; the class's own
+    set S among them (C,); and S without each of its parts (C,P), filled up with S itself."""
     sets = [tuple(np.flatnonzero(code).tolist()) for code in codes]
     largest = max(map(len, sets))
     found: dict[tuple[int, ...], int] = {}
@@ -128,4 +136,8 @@ def _subsets(
     sizes = within.sum(axis=1)
     inside = codes @ within.T == sizes  # (C,T)
     signs = np.where(inside, (-1.0) ** (codes.sum(axis=1)[:, None] - sizes), 0.0)
-    return within, signs, np.array([found[parts] for parts in sets])
+    own = np.array([found[parts] for parts in sets])
+    less = np.repeat(own[:, None], max(largest, 1), axis=1)
+    for row, parts in zip(less, sets, strict=True):
+        row[: len(parts)] = [found[(*parts[:k], *parts[k + 1 :])] for k in range(len(parts))]
+    return {"within": within, "signs": signs, "own": own, "less": less}

@@ -185,7 +185,13 @@ def _begun(
     network = start / NETWORK
     begun = config.with_network(str(network)) if network.exists() else config
     head = heads.from_config(begun, shapes, len(classes), classes=classes)
-    begin_from(head, start, classes)
+
+    def larger() -> Head:
+        bare = config if config.cnn is None else config.with_network(None)
+        with torch.device("meta"):
+            return heads.from_config(bare, shapes, len(classes) + 1, classes=[*classes, "one more"])
+
+    begin_from(head, start, classes, larger)
     return head
 
 

@@ -80,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "source", metavar="VIDEO", help="a file, /dev/video0, or http(s)://, rtsp://, rtmp://, tcp://, udp://"
     )
-    sub.add_argument("--every", type=_positive, default=1, metavar="K", help="look at each K-th frame (%(default)s)")
+    sub.add_argument(
+        "--every", type=_positive, metavar="K", help="look at each K-th frame (default: 1, or as clips were trained)"
+    )
     sub.add_argument(
         "--last", type=_positive, metavar="T", help="embeddings that the head sees; default: as in its tests"
     )

@@ -77,6 +77,7 @@ class Live:
         if last not in (None, self.last):
             fix = "leave out how many it is to see"
             raise UserError("an end-to-end head sees clips of one length", expected=self.last, got=last, fix=fix)
+        self.pace = _pace(reader.config) if self._online else 1  # which frames labels() takes if nobody says
         self._limits = reader.config.limits  # type: ignore[union-attr]
         crop_px = scaling["crop"] or scaling["resize"]
         how = scaling["resize"] or crop_px, crop_px, scaling["interpolation"] or "bilinear"
@@ -91,11 +92,12 @@ class Live:
             self._engine = engine(single, prepare(single, cache), cache, threads=threads)
         torch.set_num_threads(threads)
 
-    def labels(self, source: str, *, every: int = 1) -> Iterator[Label]:
-        """A label for each `every`-th frame of a file, a camera (``/dev/video0``) or an address (of `LIVE`).
+    def labels(self, source: str, *, every: int | None = None) -> Iterator[Label]:
+        """A label for each `every`-th frame (`pace`) of a file, a camera (``/dev/video0``) or an address (of `LIVE`).
 
         Raises `UserError` where the source is none of these, `FramepoolError` where it gives no frames.
         """
+        every = every or self.pace
         ring: deque[Array] = deque(maxlen=self.last)
         clock: deque[float] = deque([time.perf_counter()], maxlen=RATE_OVER + 1)
         if self._online is not None:
@@ -229,7 +231,8 @@ class _Online:
 
     def __call__(self, image: Array) -> npt.NDArray[np.float32]:
         frame = torch.from_numpy(np.ascontiguousarray(image))[None, None]
-        return self._stream(self._encoder.cropped(frame, random=False)[0, 0].numpy())
+        cropped = self._encoder.cropped(frame, random=False)[0, 0]
+        return self._stream(cropped.round().to(torch.uint8).numpy())
 
 
 def _online(run: OfRun, cache: Path, threads: int) -> _Online:
@@ -242,6 +245,11 @@ def _online(run: OfRun, cache: Path, threads: int) -> _Online:
                 export(head, Path(made) / folder.name)
                 publish_folder(Path(made) / folder.name, folder)
     return _Online(head, folder / "model.xml", threads)
+
+
+def _pace(config: Any) -> int:
+    """Frames from one to the next of a clip, as an extractor takes them."""
+    return int(getattr(config.sampling, "stride", getattr(config.sampling, "k", 1)))
 
 
 def _rows_of_a_test(run: OfRun) -> int:

@@ -2,8 +2,9 @@
 
     for row in ROWS: found = row.measure(); print(row.name, found.parameters, found.macs, found.rule, row.gmacs)
 
-Networks are counted on the meta device: no weights, no memory, no time. A row is a line in `ROWS`; `of_network` is for
-a network on one input, `online` for an end-to-end head on one new frame and the embeddings of those before it.
+Networks are counted on the meta device, without weights; the KFT heads, which pick rows by a mask, on the CPU. A row is
+a line in `ROWS`; `of_network` is for a network on one input, `online` for an end-to-end head on one new frame and the
+embeddings of those before it.
 """
 
 from __future__ import annotations

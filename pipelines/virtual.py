@@ -4,7 +4,8 @@ What `features.batches.Features` is for rows in memory and `features.stream.Stre
 `blocks`: an epoch takes the videos in a random order, a batch of them at a time, the next one while one is used. The
 order and the batches are those of rows in memory, so a head trains to the same weights with `store: false` as with
 `store: true`, in the memory of a few batches. Modalities that are stored join from memory. A video that does not
-decode is one without rows; too many of them stop the run.
+decode is one without rows, which counts for nothing where it stands in a batch (a store would have left it out of the
+order, and so made other batches); too many of them stop the run.
 
     with Virtual.open(tasks, stored, ids, paths, workers=2, max_bad_share=0.05) as features:
         for rows, places, numbers in features.blocks(train, generator, batch=32): rows.batch(numbers, even_rows(3))

@@ -10,7 +10,8 @@ over 1 x 7 x 7 places, one apart (14 -> 8), and MaxPool_5a, both of them layers.
 
     padding     same: TensorFlow's, whose first convolution begins 2 before an even side, as the public weights have it;
                 symmetric: 3 before, as torchvision's 2D GoogLeNet, for weights that are inflated from it
-    mixed_kt    frames of the 3x3 kernels in Inception blocks: 3, or 1 (KFT's table, read literally)
+    mixed_kt    frames of the 3x3 convolutions in Inception blocks: 3, or 1 (KFT's table, read literally); the pooling
+                beside them is of 3 x 3 x 3 in both
 
     network = build("i3d", library="framepool", weights="rgb_imagenet.pt", layer="Mixed_4f", pool=False)
     network.trunk(clips)                             # (B, 3, 64, 224, 224) -> (B, 832, 16, 14, 14)
@@ -97,7 +98,7 @@ class Unit(nn.Module):
 
 
 class SamePool(nn.Module):
-    """The largest of each window, TensorFlow's padding. It reads nothing negative: zeros around it change nothing."""
+    """The largest of each window, TensorFlow's padding; what is outside never is."""
 
     def __init__(self, kernel: Side3, stride: Side3) -> None:
         super().__init__()
@@ -123,7 +124,7 @@ def around(side: int, kernel: int, stride: int) -> tuple[int, int]:
 
 
 class Mixed(nn.Module):
-    """An Inception block: four branches side by side; `widths` as in `MIXED`, 3x3 kernels `kt` frames long."""
+    """An Inception block: four branches side by side; `widths` as in `MIXED`, 3x3 convolutions `kt` frames long."""
 
     is_block = True  # what `heads.recompute` computes again
 
@@ -133,7 +134,7 @@ class Mixed(nn.Module):
         self.b0 = Unit(size, widths[0])
         self.b1a, self.b1b = Unit(size, widths[1]), Unit(widths[1], widths[2], kernel)
         self.b2a, self.b2b = Unit(size, widths[3]), Unit(widths[3], widths[4], kernel)
-        self.b3a, self.b3b = SamePool(kernel, (1, 1, 1)), Unit(size, widths[5])
+        self.b3a, self.b3b = SamePool((3, 3, 3), (1, 1, 1)), Unit(size, widths[5])
         self.size = mixed_size(widths)
 
     def forward(self, x: Tensor) -> Tensor:

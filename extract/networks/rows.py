@@ -67,4 +67,6 @@ def channels(reads: Reads, row_shape: tuple[int, ...], *, clips: bool = False) -
         return 1
     if reads == "stacked":
         return 2 * row_shape[-1]
+    if reads == "rgb":
+        return 3  # of grey rows three that are alike, by the means of the colours
     return 3 * (row_shape[0] - 1) if reads == "rgbdiff" else row_shape[-1]

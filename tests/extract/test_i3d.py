@@ -187,10 +187,10 @@ def flat_maps(model: Any, picture: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 # Frames, of the end point's own, at either end that a zero before or after the clip has reached: one for each kernel on
-# the way that is 3 long (2 for the 7 at stride 2), and at each pooling half of them, rounded up.
+# the way that is 3 long (2 for the 7 at stride 2), convolution or pooling, and at each stride half of them, rounded up.
 REACHED = {
     ("mean", 3): {"Conv3d_1a_7x7": 2, "Mixed_3c": 5, "Mixed_4f": 8, "Mixed_5c": 6},
-    ("mean", 1): {"Conv3d_1a_7x7": 2, "Mixed_3c": 3, "Mixed_4f": 2, "Mixed_5c": 1},
+    ("mean", 1): {"Conv3d_1a_7x7": 2, "Mixed_3c": 5, "Mixed_4f": 8, "Mixed_5c": 6},
     ("centre", 3): {"Conv3d_1a_7x7": 0, "Mixed_3c": 0, "Mixed_4f": 0, "Mixed_5c": 0},
 }
 
@@ -214,6 +214,16 @@ def test_a_still_clip_gives_the_pictures_features(googlenet: tuple[Any, Path], h
         assert all(near[reached : len(near) - reached]), (end, near)
     early = relative(found["Mixed_3c"][:, :, 0].numpy(), expected["Mixed_3c"].numpy())
     assert (early < 1e-4) == (how == "centre"), "zeros in time are not the still's"
+
+
+def test_kernels_of_one_frame_pool_over_three() -> None:
+    """KFT, table I: 1x3^2 and 1x1^2 convolutions "with 3x3^2 pooling"."""
+    network = build("i3d", library=OURS, options={"mixed_kt": 1})
+    kernels = [
+        m.kernel_size for name, m in network.named_modules() if "Mixed" in name and isinstance(m, torch.nn.Conv3d)
+    ]
+    assert {k[0] for k in kernels} == {1} and {k[1] for k in kernels} == {1, 3}
+    assert {m.kernel for name, m in network.named_modules() if name.endswith("b3a")} == {(3, 3, 3)}
 
 
 def test_inflation_from_a_run_and_its_refusals(googlenet: tuple[Any, Path], tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
     "noisy_or-exclusive": (
         "noisy_or",
         VECTORS,
-        {"hidden": 9, "exclusive": True, "codes": "+", "classes": ("none", "a", "b", "a+b", "c")},
+        {"hidden": 9, "exclusive": True, "codes": "+", "classes": ("none", "a", "b", "a+b", "a+c+d+e+f+g+h+i+j")},
     ),
     "ridge": ("ridge", VECTORS, {}),
     "svm": ("svm", VECTORS, {}),

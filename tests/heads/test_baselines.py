@@ -247,6 +247,22 @@ def test_linear_heads_are_scikit_learns(kind: str) -> None:
     assert (logits[:, 4] < -100).all(), "no training video has the last class"
 
 
+def test_of_two_classes_logistic_has_the_probabilities_of_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    inputs = torch.randn(60, 1, 3, generator=torch.Generator().manual_seed(0))
+    inputs = (inputs - inputs.mean(dim=0)) / inputs.std(dim=0, unbiased=False)
+    labels = (inputs[:, 0] @ torch.tensor([1.0, -0.5, 0.0]) + 0.7 * torch.randn(60) > 0).long()
+    head, mask = made("logistic", 3, classes=3), torch.ones(60, 1, dtype=torch.bool)
+    head.fit([({"rgb": inputs}, {"rgb": mask}, nn.functional.one_hot(2 * labels, 3))])  # the class between has no video
+    found = head({"rgb": inputs}, {"rgb": mask}).softmax(dim=1).detach().numpy()
+    theirs = (
+        LogisticRegression(max_iter=1000).fit(inputs[:, 0].numpy(), labels.numpy()).predict_proba(inputs[:, 0].numpy())
+    )
+    np.testing.assert_allclose(found[:, [0, 2]], theirs, atol=1e-3)
+    assert (found[:, 1] < 1e-6).all()
+
+
 @pytest.mark.parametrize("kind", ["svm", "logistic"])
 def test_linear_heads_take_several_labels(kind: str) -> None:
     inputs = torch.randn(60, 1, 3, generator=torch.Generator().manual_seed(0))

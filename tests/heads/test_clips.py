@@ -19,6 +19,24 @@ from heads.kinds import AverageConfig
 from tests.heads.made import VECTORS
 from tests.heads.test_training import go
 
+
+@pytest.mark.parametrize("kind", ["vtn", "average", "attention_cluster"])
+def test_clips_of_a_video_that_lacks_what_is_aligned(kind: str) -> None:
+    """The longest video of the batch has no row of the modality that follows the other."""
+    small = {"vtn": {"dim": 8, "heads": 2, "blocks": 1}, "attention_cluster": {"clusters": 3}}.get(kind, {})
+    head = heads.build(kind, VECTORS, 3, align="rgb", clips={"n": 3}, **small).eval()
+    x = {m: torch.randn(2, 12, *shape) for m, shape in VECTORS.items()}
+    counts = {"rgb": torch.tensor([[12], [4]]), "flow": torch.tensor([[0], [4]])}
+    masks = {m: torch.arange(12) < n for m, n in counts.items()}
+    with torch.no_grad():
+        both = in_clips(head, Clips(n=3))(x, masks)
+        alone = in_clips(head, Clips(n=3))(
+            {m: r[1:, :4] for m, r in x.items()}, {m: r[1:, :4] for m, r in masks.items()}
+        )
+    torch.testing.assert_close(both[1:], alone)
+    assert both.isfinite().all()
+
+
 ACTIONS = [[(0, 0.0, 2.0), (2, 1.5, 9.0)], [], [(1, 3.0, 4.0), (1, 8.0, 9.0), (0, 9.0, 9.5)]]
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from features.errors import UserError
 from features.recipe import Config
+from heads.config import Sample
 from heads.kinds import NUMERICS, HeadConfig, numerics
 
 NET = {"name": "resnet18"}
@@ -30,6 +31,14 @@ def test_attention_cluster_has_the_papers_recipe() -> None:
     assert (train.clip, train.balanced, train.batch, train.epochs) == (5, True, 128, 3)
     assert (config.dropout, config.clusters, config.weighting, config.shift) == (0.9, 64, "fc1", True)
     assert config.rows("rgb").train == 15
+
+
+def test_a_head_samples_as_many_rows_as_it_looks_at() -> None:
+    assert parse(kind="vtn", features=["rgb"], length=25).sample == Sample(train=25, test=25)
+    assert parse(kind="vtn", features=["rgb"], length=25, sample={"train": 9}).sample == Sample(train=9)
+    assert parse(kind="flatten", features=["rgb"], places=50).sample == Sample(train=50, test=50)
+    places = parse(kind="flatten", features=["rgb", "audio"], places={"rgb": 9, "audio": 4})
+    assert places.rows("audio") == Sample(train=4, test=4) and places.rows("rgb").train == 9
 
 
 def test_a_recipe_parses_to_the_same_config() -> None:
@@ -95,6 +104,10 @@ def test_bf16_crops_are_of_another_code() -> None:
             r"\$.head.network: expected reads: logmel with framepool's yamnet, not rgb",
         ),
         ({"kind": "ridge", "features": ["rgb"], "train": {}}, r"unknown key: config/demo.yaml: \$.head.train"),
+        (
+            {"kind": "kft", "features": ["maps"], "codes": "+"},
+            "consensus: logits or max with codes, as parts of a class have no softmax among them",
+        ),
         ({"kind": "tsn", "features": ["pixels"]}, r"\$.head.network: expected a value, got nothing"),
     ],
 )

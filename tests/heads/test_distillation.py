@@ -12,8 +12,10 @@ from features.errors import FramepoolError, UserError
 from heads.checkpoint import begin_from, load_head
 from heads.config import Distil
 from heads.distillation import Teacher
+from heads.kinds import AttentionClusterConfig
 from tests.heads.made import rows
 from tests.heads.test_end_to_end import CNN, CONFIG, SMALL, trained
+from tests.heads.test_training import go
 
 SHORT = {"epochs": 1, "batch": 12, "lr": 1e-3, "weight_decay": 0, "schedule": {"kind": "constant"}}
 
@@ -136,8 +138,19 @@ def test_as_many_other_classes_have_a_fresh_classifier_too(two_streams: dict[str
     torch.testing.assert_close(tuned["head.embed.weight"], old["head.embed.weight"], rtol=0, atol=1e-7)
 
 
+def test_of_as_many_classes_as_units_only_the_classifier_is_fresh(tmp_path: Path) -> None:
+    options = {"features": ("rgb",), "clusters": 4, "train": {"epochs": 1, "lr": 1e-9}}
+    config = AttentionClusterConfig.model_validate(options)
+    go(tmp_path / "old", config)
+    later = AttentionClusterConfig.model_validate({**options, "start": {"run": "old"}})
+    go(tmp_path / "tuned", later, start=tmp_path / "old", seed=1, classes=["w", "x", "y", "z"])
+    tuned, old = (load_head(tmp_path / f)[0].state_dict() for f in ("tuned", "old"))
+    assert [k for k in old if (tuned[k] - old[k]).abs().max() > 1e-6] == ["classifier.weight", "classifier.bias"]
+
+
 def test_a_run_of_another_head_is_refused(two_streams: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a run that this head cannot begin with: .*blocks\.1"):
         trained(tmp_path / "a", start(blocks=2), start=two_streams["rgb"])
     with pytest.raises(FramepoolError, match="no finished run here"):
-        begin_from(load_head(two_streams["rgb"])[0], tmp_path / "nothing", ["a"])
+        head = load_head(two_streams["rgb"])[0]
+        begin_from(head, tmp_path / "nothing", ["a"], lambda: head)

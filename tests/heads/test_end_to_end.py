@@ -281,6 +281,17 @@ def test_what_does_not_fit(kind: str, shape: tuple[int, ...], options: dict[str,
         heads.build(kind, {"clips": shape}, 3, network={**SMALL_CNN, **options})
 
 
+@pytest.mark.parametrize(("reads", "channels"), [("rgb", 3), ("stacked", 6)])
+def test_grey_frames_are_grey_pictures(reads: str, channels: int) -> None:
+    options = {"encoder": {**SMALL_CNN, "crop_px": 32, "reads": reads}, "dim": 16, "heads": 4, "blocks": 1}
+    grey, rgb = (heads.build("vtn", {"clips": (4, 40, 40, c)}, 3, **options) for c in (1, 3))
+    assert grey.encoder.network.trunk.conv1[0].weight.shape[1] == channels  # type: ignore[union-attr, index]
+    rgb.load_state_dict(grey.state_dict())
+    x, mask = torch.randint(0, 256, (2, 2, 4, 40, 40, 1), dtype=torch.uint8), torch.ones(2, 2, dtype=torch.bool)
+    both = [h.eval()({"clips": r}, {"clips": mask}) for h, r in ((grey, x), (rgb, x.expand(*x.shape[:-1], 3)))]
+    torch.testing.assert_close(*both)
+
+
 def test_one_store_of_frames() -> None:
     with pytest.raises(UserError, match="one store of frames or clips with an encoder, not a, b"):
         heads.build("vtn", {"a": (4, 32, 32, 3), "b": (4, 32, 32, 3)}, 3, network=SMALL_CNN)

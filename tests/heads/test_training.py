@@ -388,6 +388,8 @@ def test_hold_out_takes_its_share_of_each_class() -> None:
     assert data.labels[held].bincount(minlength=3).tolist() == [4, 2, 0]
     assert sorted([*train.tolist(), *held.tolist()]) == list(range(33))
     assert not torch.equal(held, hold_out(data, 0.2, seed=1)[1])
+    with pytest.raises(UserError, match=r"hold_out takes no video of any class: .* expected 0\.05 or more, got 0\.04"):
+        hold_out(data, 0.04, seed=0)
 
 
 def test_fit_sees_every_head_through_the_same_door() -> None:

@@ -106,7 +106,12 @@ def test_augmentation_only_in_training_and_one_crop_a_video() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "reads", "channels"),
-    [((32, 32, 10), "flow", 10), ((4, 32, 32, 3), "rgbdiff", 9), ((96, 64), "logmel", 1)],
+    [
+        ((32, 32, 10), "flow", 10),
+        ((4, 32, 32, 3), "rgbdiff", 9),
+        ((96, 64), "logmel", 1),
+        ((32, 32, 1), "rgb", 3),
+    ],
 )
 def test_stores_of_other_maps(shape: tuple[int, ...], reads: str, channels: int) -> None:
     """Against the network on what the rows stand for."""
@@ -121,6 +126,9 @@ def test_stores_of_other_maps(shape: tuple[int, ...], reads: str, channels: int)
         images = ((maps - 128) / 255 / std.mean()).permute(0, 3, 1, 2)
     elif reads == "rgbdiff":
         images = ((maps[:, 1:] - maps[:, :-1]) / 255 / std).permute(0, 1, 4, 2, 3).flatten(1, 2)
+    elif reads == "rgb":
+        mean = torch.tensor(head.network.input.mean)
+        images = ((maps / 255 - mean) / std).permute(0, 3, 1, 2)
     else:
         images = maps[:, None]
     scores = head.network(images).unflatten(0, (2, 4)).mean(dim=1)

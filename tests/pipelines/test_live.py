@@ -19,6 +19,8 @@ from extract.config import Limits
 from extract.media import CONTAINERS, LIVE, MediaError, decode_live
 from features.errors import FramepoolError, UserError
 from features.store import read_shard
+from heads.config import EncoderConfig
+from heads.end_to_end import Encoder
 from pipelines import __main__ as program
 from pipelines import plan as plans
 from pipelines.live import Live
@@ -116,7 +118,7 @@ def test_an_end_to_end_head_sees_the_last_frames_together(head: str) -> None:
     streamed = live(head)
     assert streamed.last == (4 if head == "whole" else 3)
     found = list(streamed.labels(clip(), every=2))
-    again = list(streamed.labels(clip(), every=2))
+    again = list(streamed.labels(clip()))  # the pace of the clips that it was trained on
     (store,) = Path("work/tiny/features").glob("pixels-*")
     shard = read_shard(store, 0)
     first = shard.manifest.ids.index(world.name_of(0))
@@ -133,6 +135,16 @@ def test_an_end_to_end_head_sees_the_last_frames_together(head: str) -> None:
     assert changed > 2e-4, "frames that all look the same show nothing"
     with pytest.raises(UserError, match="an end-to-end head sees clips of one length"):
         live(head, last=9)
+
+
+def test_a_crop_is_rounded_not_cut_off() -> None:
+    """Of 256 pixels the middle 224, at whole places: the crop is what is stored, number for number."""
+    online: Any = live("whole")._online
+    online._encoder = Encoder({"pixels": (256, 256, 3)}, EncoderConfig(name="test_resnet", crop_px=224))
+    image, seen = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8), []
+    online._stream = seen.append
+    online(image)
+    np.testing.assert_array_equal(seen[0], image[16:240, 16:240])
 
 
 def test_each_frame_is_embedded_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,11 +157,23 @@ def test_a_head_trains_to_the_same_weights(there: Path, tmp_path: Path, monkeypa
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "virtual")
 
 
+def broken() -> int:
+    """Its place in the list."""
+    return [v.id for v in plans.of("virtual").videos.videos].index(world.name_of(4))
+
+
 def test_a_video_that_does_not_decode_teaches_nothing(there: Path, tmp_path: Path) -> None:
+    """Whatever its label is."""
     config = TsnConfig.model_validate(CONFIG["heads"]["tsn"])
+    bad = broken()
+    train = [n for n in range(5) if n != bad][:3]
     with opened("pixels") as features:
-        found = go(tmp_path, config, data=(features, LABELS), **{**GIVEN, "train": [0, 1, 4, 5], "test": [4, 8]})
-        assert found["n_test"] == 2 and found["loss"] is not None
+        for name, label in (("one", 0), ("other", 1)):
+            labels = np.where(np.arange(9) == bad, label, LABELS)
+            given = {**GIVEN, "train": sorted([*train, bad]), "test": [8]}
+            assert go(tmp_path / name, config, data=(features, labels), **given)["loss"] is not None
+    weights = [bytes_of(tmp_path / name)["weights.safetensors"] for name in ("one", "other")]
+    assert weights[0] == weights[1]
     with (
         opened("pixels", share=0.1) as features,
         pytest.raises(TooManyBad, match=r"pixels: expected at most 10\.0% of the list, got 11"),
@@ -171,8 +183,10 @@ def test_a_video_that_does_not_decode_teaches_nothing(there: Path, tmp_path: Pat
 
 def test_a_batch_of_nothing_but_broken_videos(there: Path, tmp_path: Path) -> None:
     config = TsnConfig.model_validate({**CONFIG["heads"]["tsn"], "train": {"epochs": 1, "batch": 1}})
+    bad = broken()
+    other = next(n for n in range(9) if LABELS[n] != LABELS[bad])
     with opened("pixels") as features:
-        go(tmp_path, config, data=(features, LABELS), **{**GIVEN, "train": [4, 5]})
+        go(tmp_path, config, data=(features, LABELS), **{**GIVEN, "train": sorted([bad, other]), "test": [bad]})
 
 
 @pytest.mark.slow
