@@ -11,7 +11,7 @@ import torch
 
 import heads
 from features.errors import UserError
-from tests.heads.made import rows
+from tests.heads.made import SMALL_CNN, rows
 
 SETS = ("none", "a", "b", "a+b", "c", "a+c", "b+c", "a+b+c")
 
@@ -147,6 +147,14 @@ def test_gradients_reach_a_set_that_nothing_speaks_for() -> None:
     torch.nn.functional.cross_entropy(logits, torch.tensor([SETS.index("a+b+c")])).backward()  # type: ignore[no-untyped-call]
     gradient = head.rows["rgb"][-1].bias.grad
     torch.testing.assert_close(gradient, -torch.ones(3), rtol=0, atol=1e-3)
+
+
+def test_behind_an_encoder_it_computes_in_doubles_too() -> None:
+    encoder = {**SMALL_CNN, "crop_px": 32}
+    head = exclusive(("none", "a", "b", "a+b"), {"clips": (4, 40, 40, 3)}, exclusive=True, encoder=encoder)
+    assert head.in_doubles
+    found = head({"clips": rows((4, 40, 40, 3), 2, 3)}, {"clips": torch.ones(2, 3, dtype=torch.bool)})
+    assert found.shape == (2, 4) and found.isfinite().all()
 
 
 def test_exclusive_parts_that_cannot_be() -> None:
