@@ -8,8 +8,9 @@ parameters may learn at a multiple of it.
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -33,15 +34,27 @@ def make_optimizer(
     lr, decay = config.lr, config.weight_decay
     match config.optimizer:
         case "sgd":
-            return torch.optim.SGD(trained, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
+            return _bare(torch.optim.SGD)(trained, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
         case "rmsprop":
-            return Rmsprop(
+            return _bare(Rmsprop)(
                 trained, lr=lr, alpha=config.alpha, eps=config.eps, momentum=config.momentum, weight_decay=decay
             )
         case "adam":
-            return torch.optim.Adam(trained, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay, fused=True)
+            return _bare(torch.optim.Adam)(
+                trained, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay, fused=True
+            )
         case "adamw":
-            return torch.optim.AdamW(trained, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay, fused=True)
+            return _bare(torch.optim.AdamW)(
+                trained, lr=lr, betas=config.betas, eps=config.eps, weight_decay=decay, fused=True
+            )
+
+
+def _bare(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """`kind` without the wrappers that keep torch's compiler out of it: they load it first, which takes longer than
+    torch itself, and nothing here is compiled."""
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    own = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), {**own, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
 class Rmsprop(torch.optim.RMSprop):

@@ -4,6 +4,9 @@
     trunk, classifier, feature_dim = split(whole, "torchvision")
     trunk(clips)                                     # (B, 3, 16, 112, 112) -> (B, 512)
 
+timm and torchvision are loaded when something is asked of them: that takes longer than torch itself, and a head on
+cached features asks nothing.
+
 Shapes: B inputs, C channels, T frames, D features.
 """
 
@@ -16,12 +19,8 @@ from textwrap import shorten
 from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
 
-import timm
-import torchvision
-from timm.data.config import resolve_model_data_config
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torchvision.models.video import S3D
 
 from extract.networks import audio, i3d
 from extract.networks.c3d import C3d
@@ -44,7 +43,11 @@ def names(library: Library) -> list[str]:
     if library == "framepool":
         return list(NETWORKS)
     if library == "timm":
+        import timm
+
         return list(timm.list_models())
+    import torchvision
+
     return [*torchvision.models.list_models(module=torchvision.models), *_clip_networks()]
 
 
@@ -111,6 +114,8 @@ def split(model: nn.Module, library: Library) -> tuple[nn.Module, nn.Module, int
             raise _no_classifier(model)
         model.reset_classifier(0)  # type: ignore[operator]
         return model, linear, linear.in_features
+    from torchvision.models.video import S3D
+
     if isinstance(model, S3D):
         linear = _as_linear(model.classifier[-1])
         model.classifier = nn.Identity()  # what is left ends in the mean over all places
@@ -129,10 +134,15 @@ def split(model: nn.Module, library: Library) -> tuple[nn.Module, nn.Module, int
 
 
 def _clip_networks() -> list[str]:
+    import torchvision
+
     return list(torchvision.models.list_models(module=torchvision.models.video))
 
 
 def _timm(name: str, pretrained: bool, in_chans: int, options: dict[str, Any]) -> tuple[nn.Module, InputSpec]:
+    import timm
+    from timm.data.config import resolve_model_data_config
+
     model = timm.create_model(name, pretrained=pretrained, in_chans=in_chans, **options)
     cfg = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
     size_px = _side(options.get("img_size", cfg["input_size"]))
@@ -142,6 +152,8 @@ def _timm(name: str, pretrained: bool, in_chans: int, options: dict[str, Any]) -
 
 
 def _torchvision(name: str, pretrained: bool, in_chans: int, options: dict[str, Any]) -> tuple[nn.Module, InputSpec]:
+    import torchvision
+
     default = torchvision.models.get_model_weights(name).DEFAULT
     model = torchvision.models.get_model(name, weights=default if pretrained else None, **options)
     t = default.transforms()

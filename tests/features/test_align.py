@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from features.align import nearest
@@ -16,7 +16,6 @@ times = st.lists(st.integers(0, 40), max_size=12).map(sorted)
 
 
 @given(st.lists(st.tuples(times, times), min_size=1, max_size=6))
-@settings(deadline=None)
 def test_nearest_in_time(videos: list[tuple[list[int], list[int]]]) -> None:
     """The row of the least distance, the earlier of two; 0 without rows, and whatever the padding's times are."""
     longest = max(1, *(len(theirs) for theirs, _ in videos))

@@ -35,7 +35,7 @@ def test_all_rows() -> None:
 
 
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=6), st.integers(1, 30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_selections_against_their_definitions(counts: list[int], n: int) -> None:
     lengths, generator = torch.tensor(counts), torch.Generator().manual_seed(0)
     even, random, segments = (

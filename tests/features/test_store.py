@@ -44,7 +44,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(p for p in shard_path(folder, 0).rglob("*") if p.is_file())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(0, 50), min_size=1, max_size=12),
     kind=st.sampled_from([("float16", (4,)), ("uint8", (2, 3, 3)), ("float16", (1,))]),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -56,7 +58,7 @@ def test_epochs_without_gain() -> None:
 def test_optimizers_get_their_options(config: TrainConfig, kind: type, expected: dict[str, float]) -> None:
     frozen = torch.nn.Parameter(torch.zeros(2), requires_grad=False)
     optimizer = make_optimizer(config, [("a", torch.nn.Parameter(torch.zeros(2))), ("b", frozen)], {})
-    assert type(optimizer) is kind
+    assert isinstance(optimizer, kind)
     (group,) = optimizer.param_groups
     assert len(group["params"]) == 1
     assert {k: group[k] for k in expected} == expected
@@ -71,6 +73,47 @@ def test_a_parameter_may_learn_at_a_multiple_of_the_rate() -> None:
         parameter.grad = torch.ones(2)
     optimizer.step()
     torch.testing.assert_close(torch.stack([p.detach()[0] for _, p in named]), torch.tensor([-0.1, -0.5, -0.1]))
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw"])
+def test_optimizers_without_their_wrappers_are_torchs(name: str) -> None:
+    config = TrainConfig(optimizer=name, lr=0.1, weight_decay=0.1)
+    ours, theirs = (torch.nn.Parameter(torch.arange(6.0)) for _ in range(2))
+    kind = {"sgd": torch.optim.SGD, "rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam}.get(
+        name, torch.optim.AdamW
+    )
+    own = {"sgd": {"momentum": config.momentum}, "rmsprop": {"alpha": config.alpha, "eps": config.eps}}
+    adams = {"betas": config.betas, "eps": config.eps}
+    bare = make_optimizer(config, [("p", ours)], {})
+    torchs = kind([theirs], lr=0.1, weight_decay=0.1, **own.get(name, adams))
+    for _ in range(3):
+        for parameter, optimizer in ((ours, bare), (theirs, torchs)):
+            optimizer.zero_grad(set_to_none=True)
+            parameter.square().sum().backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    assert not bare.param_groups[0]["params"][0].grad.requires_grad
+    other = make_optimizer(config, [("p", torch.nn.Parameter(torch.arange(6.0)))], {})
+    other.load_state_dict(bare.state_dict())
+    assert str(other.state_dict()) == str(bare.state_dict())
+
+
+def test_a_head_on_cached_features_begins_without_what_it_does_not_use() -> None:
+    """Torch's compiler and two libraries of networks, each slower to load than torch."""
+    script = """
+import sys, torch, heads, heads.training
+from heads.optimise import make_optimizer
+head = heads.build("average", {"rgb": (4,)}, 2)
+head({"rgb": torch.ones(2, 3, 4)}, {"rgb": torch.ones(2, 3, dtype=torch.bool)}).sum().backward()
+for name in ("sgd", "rmsprop", "adam", "adamw"):
+    optimizer = make_optimizer(heads.config.TrainConfig(optimizer=name), head.named_parameters(), {})
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    optimizer.load_state_dict(optimizer.state_dict())
+print({"torch._dynamo", "timm", "torchvision"} & set(sys.modules))
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"weight_decay": 0.1}])
