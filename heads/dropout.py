@@ -13,16 +13,21 @@ which can take longer than the arithmetic; so masks, dropped inputs and gradient
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from heads.memory import Kept
+from heads.memory import Kept, parts
 from heads.parallel import ranks
 
 _LEVELS: Final = 1 << 16
 _WIDE: Final = 1 << 22  # weights from which on memory is kept
+_CACHED: Final = 1 << 20  # inputs that are dropped at a time
 
 
 class Dropout(nn.Dropout):
@@ -32,9 +37,23 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0 or input.device.type != "cpu":
             return super().forward(input)
         dropped = _dropped(self.p)
-        bits = torch.empty(-(-input.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        keep = (bits[: input.numel()] >= dropped - _LEVELS // 2).view(input.shape)
+        keep = _Keep(dropped)(input.shape)
         return input * keep.to(input.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+
+
+class _Keep:
+    """Masks of what is kept. The bits are those of SFC64, three times as fast as torch's Mersenne twister and of one
+    thread as well; torch's global generator gives the seed."""
+
+    def __init__(self, dropped: int) -> None:
+        self.dropped = dropped
+        self.bits = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
+
+    def __call__(self, shape: Sequence[int]) -> Tensor:
+        """A bool mask of this shape; each call gives another."""
+        count = math.prod(shape)
+        levels = torch.from_numpy(self.bits.random_raw(-(-count // 4)).view(np.int16))[:count]
+        return (levels >= self.dropped - _LEVELS // 2).view(*shape)
 
 
 class DropoutLinear(nn.Linear):
@@ -62,16 +81,14 @@ class _Wide(torch.autograd.Function):
         kept, shape = layer.kept, (len(inputs[0]), layer.in_features)
         dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
         with torch.autocast("cpu", enabled=False):
-            dropped, count = _dropped(layer.dropout.p), shape[0] * shape[1]
-            bits = kept("bits", (-(-count // 4),), torch.int64).random_(-(2**63), None).view(torch.int16)
-            mask = kept("mask", shape, torch.bool)
-            torch.ge(bits[:count].view(shape), dropped - _LEVELS // 2, out=mask)
-            keep = kept("keep", shape, dtype).copy_(mask)  # of one type with the rest: else torch makes it every time
-            used, at = kept("used", shape, dtype), 0
-            for x in inputs:
-                used[:, at : at + x.shape[1]].copy_(x.detach())
-                at += x.shape[1]
-            used.mul_(keep)
+            dropped = _dropped(layer.dropout.p)
+            keep, used = kept("keep", shape, dtype), kept("used", shape, dtype)
+            masks, ends = _Keep(dropped), list(accumulate(x.shape[1] for x in inputs))
+            for part in parts(used, _CACHED):
+                keep[part].copy_(masks(keep[part].shape))  # of one type with the rest: else torch makes it every time
+                for x, end in zip(inputs, ends, strict=True):
+                    used[part, end - x.shape[1] : end].copy_(x.detach()[part])
+                used[part].mul_(keep[part])
             matrix = weight.detach()
             if dtype != matrix.dtype:
                 matrix = kept("matrix", tuple(weight.shape), dtype).copy_(matrix)
@@ -91,8 +108,10 @@ class _Wide(torch.autograd.Function):
         else:
             grad.copy_(torch.mm(scaled.t(), used, out=kept("rough grad", tuple(weight.shape), used.dtype)))
         weight.grad = grad if first else weight.grad.add_(grad)
-        rough = torch.mm(scaled, matrix, out=kept("rough back", tuple(used.shape), used.dtype)).mul_(keep)
-        back = kept("back", tuple(used.shape)).copy_(rough)
+        rough = torch.mm(scaled, matrix, out=kept("rough back", tuple(used.shape), used.dtype))
+        back = kept("back", tuple(used.shape))
+        for part in parts(back, _CACHED):
+            back[part].copy_(rough[part].mul_(keep[part]))
         return None, None, grads[0].sum(dim=0), *back.split(ctx.sizes, dim=1)
 
 

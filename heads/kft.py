@@ -35,6 +35,7 @@ from extract.networks.conv3d import Conv3d
 from extract.networks.i3d import MIXED, Mixed, SamePool, sides
 from features.errors import UserError
 from heads.base import Shapes
+from heads.dropout import Dropout
 from heads.map_kinds import TrunkConfig
 from heads.maps import OfMaps
 
@@ -53,7 +54,7 @@ class Layer(nn.Module):
 
     def __init__(self, dim: int, heads: int, ffn: int, inside: float, start: str) -> None:
         super().__init__()
-        self.heads, self.inside = heads, inside
+        self.heads, self.drop = heads, Dropout(inside)
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim) for _ in range(4))
         for linear in (self.query, self.key, self.value, self.out):
             nn.init.xavier_uniform_(linear.weight)
@@ -74,12 +75,9 @@ class Layer(nn.Module):
             for linear, rows in ((self.query, queries), (self.key, tokens), (self.value, tokens))
         )
         found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        rows = self.norms[0](queries + self._drop(self.out(found)))
-        normal: Tensor = self.norms[1](rows + self._drop(self.narrow(self.wide(rows).relu())))
+        rows = self.norms[0](queries + self.drop(self.out(found)))
+        normal: Tensor = self.norms[1](rows + self.drop(self.narrow(self.wide(rows).relu())))
         return normal
-
-    def _drop(self, rows: Tensor) -> Tensor:
-        return F.dropout(rows, self.inside, self.training)
 
 
 class Block(nn.Module):
@@ -195,7 +193,7 @@ class Kft(OfMaps):
             places = [places[0], *(n - pool_px + 1 for n in places[1:])]
         self.spread = dims == "3d"
         block = partial(Block, ffn=ffn, inside=inside, start=ffn_start, positions=positions)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList()
         if not self.spread:
             self.compression = compression(size, *places[1:])

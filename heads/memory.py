@@ -39,3 +39,9 @@ class Kept:
 
     def __deepcopy__(self, _: dict[int, Any]) -> Kept:
         return Kept()
+
+
+def parts(rows: Tensor, numbers: int) -> list[slice]:
+    """(B,*D) -> slices of B, each of about so many numbers and of one row at least: what a cache holds."""
+    step = max(1, numbers // max(1, rows[:1].numel()))
+    return [slice(at, at + step) for at in range(0, len(rows), step)]

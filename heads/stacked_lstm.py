@@ -12,6 +12,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from heads.base import Head, Shapes, masked_mean, vector_sizes
+from heads.dropout import Dropout
 from heads.ordered import states, steps
 
 
@@ -23,7 +24,7 @@ class StackedLstm(Head):
     ) -> None:
         super().__init__(shapes, num_classes)
         dim = sum(vector_sizes("stacked_lstm", shapes).values())
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.lstm = nn.LSTM(dim, hidden, layers, batch_first=True, dropout=between if layers > 1 else 0.0)
         self.classifier = nn.Linear(hidden, num_classes)
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from features.batches import Select, all_rows, segment_rows
 from heads.base import Head, Shapes, masked_mean, surely, vector_sizes
+from heads.dropout import Dropout
 from heads.ordered import at_most, steps
 
 _INSIDE: Final = 0.1  # dropout
@@ -83,23 +84,21 @@ class Block(nn.Module):
         self.wide, self.narrow = nn.Linear(dim, 2 * dim), nn.Linear(2 * dim, dim)
         kind = CodeLayerNorm if code else nn.LayerNorm
         self.norms = nn.ModuleList(kind(dim) if norm != "none" else nn.Identity() for _ in range(2))
-        self.before = norm == "pre"
+        self.before, self.drop = norm == "pre", Dropout(_INSIDE)
 
     def forward(self, rows: Tensor, keys: Tensor) -> Tensor:
         """(B,L,E), (B,L) -> (B,L,E)."""
         first, second = self.norms
         if self.before:
-            rows = rows + self._drop(self.attention(first(rows), keys))
+            rows = rows + self.drop(self.attention(first(rows), keys))
             return rows + self._convolved(second(rows))
-        rows = first(rows + self._drop(self.attention(rows, keys)))
+        rows = first(rows + self.drop(self.attention(rows, keys)))
         normal: Tensor = second(rows + self._convolved(rows))
         return normal
 
     def _convolved(self, rows: Tensor) -> Tensor:
-        return self._drop(self.narrow(self.wide(rows).relu()))
-
-    def _drop(self, rows: Tensor) -> Tensor:
-        return nn.functional.dropout(rows, _INSIDE, self.training)
+        dropped: Tensor = self.drop(self.narrow(self.wide(rows).relu()))
+        return dropped
 
 
 class Vtn(Head):
