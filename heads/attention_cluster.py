@@ -29,7 +29,6 @@ from heads.memory import Kept, parts
 _HIDDEN: Final = 10  # H of FC2, §3.2
 _EPSILON: Final = 1e-12  # the paper divides by the bare norm; this only guards zero
 _MANY: Final = 1 << 20  # numbers of all units of a batch
-_CACHED: Final = 1 << 21  # numbers of the units that are worked on at a time
 
 
 class AverageWeights(nn.Module):
@@ -127,12 +126,9 @@ class Cluster(nn.Module):
 
 
 class _Shifted(torch.autograd.Function):
-    """Means by attention, then `Shift`, of as many videos at a time as a cache holds.
-
-    The gradient needs no unit again. With s = 1 / (sqrt(N) |u|), v = s u = s (alpha sum_l a_l x_l + beta) and g the
-    gradient of v, that of u is s (g - N (v.g) v). Attention, alpha and beta only ask for its products with the rows and
-    with ones: these follow from those of g and from the products of rows with each other.
-    """
+    """Means by attention, then `Shift`, of as many videos at a time as a cache holds: with s = 1 / (sqrt(N) |u|) and
+    v = s u, the gradient of u is s (dv - N (v dv) v), and what the others want of it are its products with the rows,
+    for a mean is a sum of them, and with ones."""
 
     @staticmethod
     def forward(ctx: Any, attention: Tensor, rows: Tensor, alpha: Tensor, beta: Tensor, kept: Kept) -> Tensor:
@@ -140,27 +136,26 @@ class _Shifted(torch.autograd.Function):
         units = kept("units", (*weights.shape[:2], rows.shape[2]))
         scale = weights.new_empty(*weights.shape[:2], 1)
         with torch.autocast("cpu", enabled=False):
-            for part in parts(units, _CACHED):
+            for part in parts(units):
                 u = torch.bmm(weights[part], rows[part], out=units[part]).mul_(alpha).add_(beta)
                 length = torch.linalg.vector_norm(u, dim=2, keepdim=True).clamp_min_(_EPSILON)
                 u.mul_(torch.mul(length.reciprocal_(), len(alpha) ** -0.5, out=scale[part]))
-        ctx.parts, ctx.dtype = (weights, rows, alpha, beta, scale), attention.dtype
+        ctx.parts, ctx.dtype = (weights, rows, units, alpha, scale, kept), attention.dtype
         return units.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (weights, rows, alpha, beta, scale), g = ctx.parts, grads[0]
-        g_rows, g_ones = torch.empty_like(weights), torch.empty_like(scale)  # products of g
-        for part in parts(g, _CACHED):
-            torch.bmm(g[part], rows[part].transpose(1, 2), out=g_rows[part])
-            torch.sum(g[part], dim=2, keepdim=True, out=g_ones[part])
-        ones = rows.sum(dim=2)[:, None]  # (B,1,L): rows with ones, and below rows with rows
-        v_rows = scale * (alpha * torch.bmm(weights, torch.bmm(rows, rows.transpose(1, 2))) + beta * ones)
-        v_ones = scale * (alpha * (weights * ones).sum(dim=2, keepdim=True) + beta * rows.shape[2])
-        v_g = scale * (alpha * (weights * g_rows).sum(dim=2, keepdim=True) + beta * g_ones) * len(alpha)
-        u_rows, u_ones = scale * (g_rows - v_g * v_rows), scale * (g_ones - v_g * v_ones)
-        dalpha, dbeta = (weights * u_rows).sum(dim=(0, 2)), u_ones.sum(dim=(0, 2))
-        return (alpha * u_rows).to(ctx.dtype), None, dalpha, dbeta, None
+        weights, rows, units, alpha, scale, kept = ctx.parts
+        with_rows, with_ones = torch.empty_like(weights), torch.empty_like(scale)
+        for part in parts(units):
+            v, dv = units[part], grads[0][part]
+            du, work = (kept(name, tuple(v.shape)) for name in ("du", "work"))
+            dot = torch.mul(v, dv, out=work).sum(dim=2, keepdim=True).mul_(len(alpha))
+            torch.sub(dv, torch.mul(v, dot, out=work), out=du).mul_(scale[part])
+            torch.bmm(du, rows[part].transpose(1, 2), out=with_rows[part])
+            torch.sum(du, dim=2, keepdim=True, out=with_ones[part])
+        dalpha, dbeta = (weights * with_rows).sum(dim=(0, 2)), with_ones.sum(dim=(0, 2))
+        return (alpha * with_rows).to(ctx.dtype), None, dalpha, dbeta, None
 
 
 class AttentionCluster(Head):

@@ -117,9 +117,18 @@ def load_resume(folder: Path, digest: str) -> dict[str, Any] | None:
     """The state of an interrupted training of the same recipe; None where there is none, or none that loads."""
     try:
         state: dict[str, Any] = torch.load(folder / RESUME, map_location="cpu", weights_only=True)
-        return state if state["digest"] == digest else None
+        same = state["digest"] == digest
+        return state if same and _finite([state["head"], state["optimizer"]["state"]]) else None
     except Exception:  # whatever damage makes the reader raise: training then starts anew, to the same end
         return None
+
+
+def _finite(value: Any) -> bool:
+    """Whether every number of every tensor inside is one."""
+    if isinstance(value, Tensor):
+        return bool(value.isfinite().all())
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return all(map(_finite, inside))
 
 
 def copy_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from extract.networks import Network, NetworkError
+from extract.networks import Network, NetworkError, names
 from extract.networks import build as build_network
 from features.errors import UserError
 from features.recipe import Config
@@ -26,6 +27,12 @@ def built(where: str, config: Config, **more: Any) -> Network:
         return build_network(**asked)
     except NetworkError as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def load_libraries(configs: Iterable[Any]) -> None:
+    """What the networks of these heads come from, loaded once: children share what their parent has loaded."""
+    for library in {getattr(config, config.cnn).library for config in configs if config.cnn}:
+        names(library)
 
 
 def check_input(where: str, network: Network, *input_shape: int) -> None:

@@ -27,11 +27,10 @@ from heads.parallel import ranks
 
 _LEVELS: Final = 1 << 16
 _WIDE: Final = 1 << 22  # weights from which on memory is kept
-_CACHED: Final = 1 << 20  # inputs that are dropped at a time
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout`, drawn from the same global generator."""
+    """`torch.nn.Dropout`; torch's global generator seeds what is drawn."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.p == 0 or input.device.type != "cpu":
@@ -42,8 +41,8 @@ class Dropout(nn.Dropout):
 
 
 class _Keep:
-    """Masks of what is kept. The bits are those of SFC64, three times as fast as torch's Mersenne twister and of one
-    thread as well; torch's global generator gives the seed."""
+    """Masks of what is kept. The bits are SFC64's, twice as fast as those of torch's Mersenne twister and of one thread
+    as well; torch's global generator gives the seed."""
 
     def __init__(self, dropped: int) -> None:
         self.dropped = dropped
@@ -53,7 +52,7 @@ class _Keep:
         """A bool mask of this shape; each call gives another."""
         count = math.prod(shape)
         levels = torch.from_numpy(self.bits.random_raw(-(-count // 4)).view(np.int16))[:count]
-        return (levels >= self.dropped - _LEVELS // 2).view(*shape)
+        return (levels >= self.dropped - _LEVELS // 2).view(tuple(shape))
 
 
 class DropoutLinear(nn.Linear):
@@ -84,7 +83,7 @@ class _Wide(torch.autograd.Function):
             dropped = _dropped(layer.dropout.p)
             keep, used = kept("keep", shape, dtype), kept("used", shape, dtype)
             masks, ends = _Keep(dropped), list(accumulate(x.shape[1] for x in inputs))
-            for part in parts(used, _CACHED):
+            for part in parts(used):
                 keep[part].copy_(masks(keep[part].shape))  # of one type with the rest: else torch makes it every time
                 for x, end in zip(inputs, ends, strict=True):
                     used[part, end - x.shape[1] : end].copy_(x.detach()[part])
@@ -110,7 +109,7 @@ class _Wide(torch.autograd.Function):
         weight.grad = grad if first else weight.grad.add_(grad)
         rough = torch.mm(scaled, matrix, out=kept("rough back", tuple(used.shape), used.dtype))
         back = kept("back", tuple(used.shape))
-        for part in parts(back, _CACHED):
+        for part in parts(back):
             back[part].copy_(rough[part].mul_(keep[part]))
         return None, None, grads[0].sum(dim=0), *back.split(ctx.sizes, dim=1)
 

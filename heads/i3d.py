@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from extract.networks import Network
 from extract.networks.i3d import MIXED, Mixed, SamePool, mean_pool
 from heads.base import Shapes
-from heads.dropout import Dropout
 from heads.map_kinds import TrunkConfig
 from heads.maps import OfMaps
 
@@ -48,7 +47,7 @@ class I3dTail(OfMaps):
         self.MaxPool_5a = nn.Identity() if cut == "max_pool_5a" else SamePool((2, 2, 2), (2, 2, 2))
         self.Mixed_5b = Mixed(self.map[0], MIXED["Mixed_5b"], mixed_kt)
         self.Mixed_5c = Mixed(self.Mixed_5b.size, MIXED["Mixed_5c"], mixed_kt)
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(self.Mixed_5c.size, num_classes)
 
     def scores(self, maps: Tensor) -> Tensor:

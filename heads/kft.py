@@ -8,7 +8,8 @@ numbers fit: `extract.networks.i3d.KftTrunk` up to AvgPool (832 x 8 x 8 x 8 of 3
     1d    the same, but the query is the middle token alone and goes from layer to layer; keys stay the compressed map
 
 A block flattens its map into tokens, adds positions once, and has layers of attention and two linear layers, each with
-a residual and a layer norm after it. Around a block stands a residual, added or (which the paper gave up) put beside.
+a residual and a layer norm after it. Around a block, the only one of 1d and 2d as well, stands a residual: added, put
+beside (which the paper gave up), or none.
 A lateral link adds what leaves block k, halved by average pooling, to what enters block k + 1; a 1x1x1 convolution and
 batch norm make widths equal.
 
@@ -25,6 +26,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +41,7 @@ from heads.dropout import Dropout
 from heads.map_kinds import TrunkConfig
 from heads.maps import OfMaps
 
+M = TypeVar("M", nn.Linear, Conv3d)
 _HALF = (2, 2, 2)
 
 
@@ -126,7 +129,8 @@ class Lateral(nn.Module):
         super().__init__()
         self.project: nn.Module = nn.Identity()
         if size != out:
-            self.project = nn.Sequential(Conv3d(size, out, 1, bias=False), nn.BatchNorm3d(out, eps=1e-3))
+            convolution = _kaiming(Conv3d(size, out, 1, bias=False), "linear")
+            self.project = nn.Sequential(convolution, nn.BatchNorm3d(out, eps=1e-3))
 
     def forward(self, maps: Tensor) -> Tensor:
         """(R,C,T,H,W) -> (R,C',T/2,H/2,W/2), the halves of odd sides rounded up."""
@@ -141,7 +145,7 @@ def compression(size: int, height: int, width: int) -> nn.Sequential:
     rest = (1, height - first[1] + 1, width - first[2] + 1)
     steps = []
     for kernel in (first, rest):
-        steps += [Conv3d(size, size, kernel, bias=False), nn.BatchNorm3d(size, eps=1e-3), nn.ReLU()]
+        steps += [_kaiming(Conv3d(size, size, kernel, bias=False)), nn.BatchNorm3d(size, eps=1e-3), nn.ReLU()]
     return nn.Sequential(*steps)
 
 
@@ -191,17 +195,16 @@ class Kft(OfMaps):
                 raise UserError("maps are too small", where="kft: pool_px", expected=pool_px, got=places[1:], fix=fix)
             self.AvgPool = nn.AvgPool3d((1, pool_px, pool_px), stride=1)
             places = [places[0], *(n - pool_px + 1 for n in places[1:])]
-        self.spread = dims == "3d"
+        self.spread, self.residual, wider = dims == "3d", residual, 2 if residual == "concat" else 1
         block = partial(Block, ffn=ffn, inside=inside, start=ffn_start, positions=positions)
         self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList()
         if not self.spread:
             self.compression = compression(size, *places[1:])
             self.blocks.append(block(size, places[0], heads[0], layers[0], middle=dims == "1d"))
-            self.hidden = nn.Linear(size * places[0], hidden)
-            self.classifier: nn.Module = nn.Linear(hidden, num_classes)
+            self.hidden = _kaiming(nn.Linear(wider * size * places[0], hidden))
+            self.classifier: nn.Module = _kaiming(nn.Linear(hidden, num_classes), "linear")
             return
-        self.beside = residual == "concat"
         self.entrances, self.laterals = nn.ModuleList(), nn.ModuleList()
         for number, a, n in zip((2, 3) if cut == "max_pool_5a" else (1, 2, 3), heads, layers, strict=True):
             entering, first = size if number == 1 else width, not self.blocks
@@ -211,25 +214,37 @@ class Kft(OfMaps):
                     self.laterals.append(Lateral(size, entering))
             self.entrances.append(_entrance(number, size, width, mixed_kt, pooled=not first))
             self.blocks.append(block(entering, math.prod(places), a, n))
-            size = 2 * entering if self.beside else entering
+            size = wider * entering
         kernel = (min(2, places[0]), min(2, places[1]), min(2, places[2]))
-        self.classifier = Conv3d(size, num_classes, kernel)
+        self.classifier = _kaiming(Conv3d(size, num_classes, kernel), "linear")
 
     def scores(self, maps: Tensor) -> Tensor:
         """(R,C,T,H,W) -> (R,K)."""
         maps = self.AvgPool(maps)
         if not self.spread:
-            tokens = self.blocks[0](self.compression(maps)).flatten(1)  # (R,C*D)
+            compressed = self.compression(maps)
+            tokens = self._joined(compressed, self.blocks[0](compressed)).flatten(1)  # (R,C*D)
             found: Tensor = self.classifier(self.dropout(self.hidden(tokens).relu()))
             return found
         for number, (entrance, block) in enumerate(zip(self.entrances, self.blocks, strict=True)):
             entering = entrance(maps)
             if number and len(self.laterals):
                 entering = entering + self.laterals[number - 1](maps)
-            known = block(entering)
-            maps = torch.cat([entering, known], dim=1) if self.beside else entering + known
+            maps = self._joined(entering, block(entering))
         logits: Tensor = self.classifier(self.dropout(maps))
         return logits.mean(dim=(2, 3, 4))
+
+    def _joined(self, entering: Tensor, known: Tensor) -> Tensor:
+        if self.residual == "none":
+            return known
+        return entering + known if self.residual == "add" else torch.cat([entering, known], dim=1)
+
+
+def _kaiming(layer: M, nonlinearity: Literal["relu", "linear"] = "relu") -> M:
+    nn.init.kaiming_normal_(layer.weight, nonlinearity=nonlinearity)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
 
 
 def _entrance(number: int, size: int, width: int, kt: int, *, pooled: bool) -> nn.Module:

@@ -286,7 +286,8 @@ class Loop:
         loss = (losses * self.weights[videos].to(losses.device)).mean()
         value = float(loss.detach())
         if not np.isfinite(value):
-            self._refuse(~losses.detach().isfinite(), videos, "loss")
+            bad = ~losses.detach().isfinite()
+            self._refuse(bad | ~bad.any(), videos, "loss")  # the mean of finite ones may not be
         # its share of the batch; gradients of processes are averaged, not added
         share = 0.0 if step.empty else len(videos) * self.ranks.count / step.whole
         torch.autograd.backward(loss if share == 1 else loss * share)

@@ -94,7 +94,7 @@ class KftConfig(MapsConfig):
     inside: Share = Field(0.1, description="dropout in the blocks")
     ffn_start: Literal["kaiming", "constant"] = Field("kaiming", description="how the linear layers inside begin")
     positions: Literal["sinusoid", "learned", "none"] = "sinusoid"
-    residual: Literal["add", "concat"] = Field("add", description="3d: around a block")
+    residual: Literal["add", "concat", "none"] = Field("add", description="around a block")
     lateral: bool = Field(True, description="3d: what leaves a block is added to what enters the next")
     width: PositiveInt = Field(1024, multiple_of=64, description="3d: of Mixed_5b, Mixed_5c and blocks 2 and 3")
     hidden: PositiveInt = Field(832, description="2d, 1d: of the first of two linear layers")
@@ -115,7 +115,7 @@ class KftConfig(MapsConfig):
         blocks = 1 if self.dims != "3d" else 2 if self.cut == "max_pool_5a" else 3
         if len(self.heads) != blocks or len(self.layers) != blocks:
             raise ValueError(f"{blocks} heads and {blocks} layers, one a block, not {self.heads} and {self.layers}")
-        unused = ["residual", "lateral", "width", "mixed_kt"] if self.dims != "3d" else ["hidden"]
+        unused = ["lateral", "width", "mixed_kt"] if self.dims != "3d" else ["hidden"]
         for option in [*unused, *([] if self.cut == "mixed_4f" else ["pool_px"])]:
             if getattr(self, option) != type(self).model_fields[option].default:
                 raise ValueError(f"no {option} with dims {self.dims} and cut {self.cut}")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_MAX: Final = -4
+_CACHED: Final = 1 << 20  # numbers
 
 
 def keep_freed_memory() -> None:
@@ -41,7 +42,7 @@ class Kept:
         return Kept()
 
 
-def parts(rows: Tensor, numbers: int) -> list[slice]:
-    """(B,*D) -> slices of B, each of about so many numbers and of one row at least: what a cache holds."""
-    step = max(1, numbers // max(1, rows[:1].numel()))
+def parts(rows: Tensor) -> list[slice]:
+    """(B,*D) -> slices of B, as many rows each as a cache holds with a few copies of them, and one at least."""
+    step = max(1, _CACHED // max(1, rows[:1].numel()))
     return [slice(at, at + step) for at in range(0, len(rows), step)]

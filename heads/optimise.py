@@ -57,6 +57,9 @@ def _bare(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimi
     return type(kind.__name__, (kind,), {**own, "step": torch.no_grad()(inspect.unwrap(kind.step))})
 
 
+_STEP: Final = torch.no_grad()(inspect.unwrap(torch.optim.RMSprop.step))
+
+
 class Rmsprop(torch.optim.RMSprop):
     """`torch.optim.RMSprop`, number for number; on a CPU large parameters are updated a part at a time.
 
@@ -68,7 +71,7 @@ class Rmsprop(torch.optim.RMSprop):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update, from the gradients."""
         if any(parameter.is_cuda for group in self.param_groups for parameter in group["params"]):
-            super().step(closure)
+            _STEP(self, closure)
             return
         for group in self.param_groups:
             for parameter in group["params"]:

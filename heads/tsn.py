@@ -27,7 +27,6 @@ from features.errors import UserError
 from heads.augment import MOTION_SCALES, SCALES, centre_box, crop_rows, random_boxes
 from heads.base import Head, Shapes, masked_mean
 from heads.cnns import built, check_input
-from heads.dropout import Dropout
 from heads.kinds import NetworkConfig
 from heads.parallel import waited_for
 
@@ -66,7 +65,7 @@ class Tsn(Head):
             # How an extractor must feed it from now on.
             network.input = replace(network.input, size_px=side_px, crop_ratio=ratio)
         self.augment, self.first_conv_lr = augment, first_conv_lr
-        self.dropout = Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)
         self.rows = FromRows(self.reads, network.input.mean, network.input.std, clips=network.input.frames > 1)
         norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
         self._frozen = norms if partial_bn == "all" else norms[1:] if partial_bn else []

@@ -57,7 +57,7 @@ def save_state(state: Mapping[str, torch.Tensor], notes: Mapping[str, Any]) -> b
 
 
 def fill(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
-    """Put `state` into `module`; every key and shape must match, and every value be finite."""
+    """Put `state` into `module`; every key, shape and kind of number must match, and every value be finite."""
     same_shapes(module.state_dict(), state, where)
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -66,7 +66,8 @@ def fill(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> No
 
 
 def same_shapes(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], where: str) -> None:
-    """Refuse a `state` whose keys or shapes are not those of `own`, naming the first that is not."""
+    """Refuse a `state` whose keys, shapes or kinds of number (fractions of any precision are one) are not those of
+    `own`, naming the first that is not."""
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra:
         side, key = ("lack", missing[0]) if missing else ("have an unknown", extra[0])
@@ -77,6 +78,8 @@ def same_shapes(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tenso
             raise NetworkError(
                 f"weights do not fit: {where}: {key}: expected {list(own[key].shape)}, got {list(value.shape)}"
             )
+        if value.is_floating_point() != own[key].is_floating_point() or value.is_complex() != own[key].is_complex():
+            raise NetworkError(f"weights do not fit: {where}: {key}: expected {own[key].dtype}, got {value.dtype}")
 
 
 def across_channels(

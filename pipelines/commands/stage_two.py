@@ -89,6 +89,7 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
 
     from features.batches import Features
     from features.stream import Stream
+    from heads.cnns import load_libraries
     from heads.memory import keep_freed_memory
     from heads.parallel import here, ranks
     from heads.training import train_run
@@ -115,6 +116,8 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
     streamed = isinstance(features, Stream)
     where = "streamed from disk" if streamed else "in memory" if isinstance(features, Features) else "computed as asked"
     say(f"  features {where} after {time.monotonic() - start:.1f} s")
+    if workers > 1:
+        load_libraries([run.plan.config.heads[run.head] for run in runs])
 
     def work(job: tuple[Run, int]) -> dict[str, Any]:
         run, seed = job

@@ -14,14 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from heads.metrics import ranks
-from heads.results import read_predictions
+from heads.results import Predictions, read_predictions
 from pipelines.comparisons import Comparison
 from pipelines.report.runs import Head, ranking
 
@@ -47,12 +46,13 @@ def behind(heads: Sequence[Head]) -> dict[str, Gap]:
 
 def gap(ahead: Head, other: Head) -> Gap | None:
     """Top-1, or mAP, of `ahead` less that of `other`; None where other videos were tested."""
-    if ahead.multi_label and other.multi_label:
-        return _map_gap(ahead, other)
-    best, own = _shares(ahead), _shares(other)
-    if own.keys() != best.keys() or any(len(own[s]) != len(best[s]) for s in best):
+    best, own = _tested(ahead), _tested(other)
+    pairs = [(best[split], own.get(split, [])) for split in best]
+    if best.keys() != own.keys() or any(len({tuple(f.ids) for runs in pair for f in runs}) > 1 for pair in pairs):
         return None
-    return interval([best[s] - own[s] for s in best])
+    if ahead.multi_label and other.multi_label:
+        return _map_gap(pairs)
+    return interval([_shares(best) - _shares(own) for best, own in pairs])
 
 
 @dataclass(frozen=True)
@@ -117,17 +117,14 @@ def interval(differences: Sequence[Shares], draws: int = DRAWS) -> Gap:
     return Gap(float(np.mean([v.mean() for v in differences])), float(low), float(high))
 
 
-def _map_gap(ahead: Head, other: Head) -> Gap | None:
+def _map_gap(pairs: Sequence[tuple[list[Predictions], list[Predictions]]]) -> Gap:
     rng, drawn = np.random.default_rng(0), np.zeros(1 + MAP_DRAWS)
-    for split in ahead.splits:
-        both = [[read_predictions(run.folder) for run in h.runs if run.split == split] for h in (ahead, other)]
-        if not all(both) or len({tuple(found.ids) for runs in both for found in runs}) > 1:
-            return None
-        videos = len(both[0][0].ids)
+    for pair in pairs:
+        videos = len(pair[0][0].ids)
         counts = rng.multinomial(videos, np.full(videos, 1 / videos), MAP_DRAWS)
         counts = np.vstack([np.ones((1, videos), dtype=counts.dtype), counts])  # and as they are
-        best, own = (np.mean([drawn_map(f.logits, f.labels, counts) for f in runs], axis=0) for runs in both)
-        drawn += (best - own) / len(ahead.splits)
+        best, own = (np.mean([drawn_map(f.logits, f.labels, counts) for f in runs], axis=0) for runs in pair)
+        drawn += (best - own) / len(pairs)
     low, high = np.quantile(drawn[1:], (0.025, 0.975))
     return Gap(float(drawn[0]), float(low), float(high))
 
@@ -149,13 +146,11 @@ def drawn_map(logits: npt.NDArray[Any], labels: npt.NDArray[Any], counts: npt.ND
     return np.asarray(np.nanmean(precisions, axis=0), dtype=np.float64)
 
 
-def _shares(head: Head) -> dict[str, Shares]:
-    """Split -> (V,): how many of the seeds have a test video right."""
-    return {
-        split: np.mean([_right(run.folder) for run in head.runs if run.split == split], axis=0) for split in head.splits
-    }
+def _tested(head: Head) -> dict[str, list[Predictions]]:
+    """Split -> what each seed said of its test videos."""
+    return {s: [read_predictions(run.folder) for run in head.runs if run.split == s] for s in head.splits}
 
 
-def _right(folder: Path) -> npt.NDArray[np.bool_]:
-    found = read_predictions(folder)
-    return np.asarray(ranks(found.logits, found.labels) < 1)
+def _shares(runs: Sequence[Predictions]) -> Shares:
+    """(V,): how many of the seeds have a test video right."""
+    return np.asarray(np.mean([ranks(found.logits, found.labels) < 1 for found in runs], axis=0), dtype=np.float64)

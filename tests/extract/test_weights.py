@@ -76,6 +76,8 @@ def first_of(state: dict[str, torch.Tensor], change: Callable[[torch.Tensor], to
         (lambda s: {**s, "extra.key": torch.zeros(1)}, r"they have an unknown key 'extra.key' \(0 missing, 1 unknown"),
         (lambda s: first_of(s, lambda t: t[:1]), r"weight: expected \[\d+, .*\], got \[1, "),
         (lambda s: first_of(s, lambda t: t * float("nan")), r"weights are not finite: .*: .*weight"),
+        (lambda s: first_of(s, torch.Tensor.char), r"weight: expected torch.float32, got torch.int8"),
+        (lambda s: first_of(s, lambda t: t + 0j), r"weight: expected torch.float32, got torch.complex64"),
         (lambda s: {}, r"they lack key"),
     ],
 )

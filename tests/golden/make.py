@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+import heads
 from extract.flow import flow
 from extract.logmel import logmel
 from extract.networks import Library, build
+from heads.optimise import make_optimizer
+from tests.heads.made import CASES
 
 NETWORKS: tuple[tuple[str, Library, tuple[int, ...]], ...] = (
     ("test_resnet", "timm", (3, 64, 64)),
@@ -31,6 +34,11 @@ NETWORKS: tuple[tuple[str, Library, tuple[int, ...]], ...] = (
     ("c3d", "framepool", (3, 16, 112, 112)),
 )
 SHOWN = 9
+TRAINED = (
+    *("average", "attention_cluster-fc1", "attention_cluster-fc2", "flatten", "ts_lstm", "temporal_inception"),
+    *("bilstm", "stacked_lstm", "vtn-paper", "vtn-code", "netvlad", "nextvlad", "noisy_or", "noisy_or-exclusive"),
+    *("kft-3d", "kft-2d", "i3d"),
+)
 END_POINTS = (
     *(
         "Conv3d_1a_7x7",
@@ -100,6 +108,27 @@ def i3d() -> list[float]:
     return end_points(trunk.eval(), END_POINTS)
 
 
+def trained(case: str) -> list[float]:
+    """Losses of three steps of a head by its own recipe, and what it says of the same videos then."""
+    name, shapes, options = CASES[case]
+    torch.manual_seed(0)
+    head = heads.build(name, shapes, 5, **options).train()
+    head.load_state_dict(named_weights(head.state_dict()))
+    train = heads.HEADS[name][1].parse({"features": list(shapes)}, case).train  # type: ignore[attr-defined]
+    optimizer = make_optimizer(train, head.named_parameters(), head.lr_factors())
+    features = {m: torch.from_numpy(wave(6, 7, *shape)) for m, shape in shapes.items()}
+    masks = {m: torch.arange(7) < torch.tensor([7, 6, 5, 4, 2, 1])[:, None] for m in shapes}
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad(set_to_none=True)
+        loss = torch.nn.functional.cross_entropy(head(features, masks), torch.arange(6) % 5)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    with torch.no_grad():
+        return [*losses, *shown(head.eval()(features, masks))]
+
+
 def moving() -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.uint8]]]:
     """A texture, and the same a pixel and a half to the right and half a pixel up."""
     y, x = np.mgrid[0:48, 0:64].astype(np.float64)
@@ -114,6 +143,7 @@ def moving() -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dt
 def numbers() -> dict[str, list[float]]:
     found = {name: features(name, library, shape) for name, library, shape in NETWORKS}
     found["i3d end points"] = i3d()
+    found |= {f"{case}, trained": trained(case) for case in TRAINED}
     motion = flow(*moving())
     found["tvl1"] = [float(v) for v in (*motion[:, 20, 30], *motion[:, 24, 40], motion.mean())]
     found["logmel"] = [float(v) for v in logmel(wave(15_600))[40, ::13]]

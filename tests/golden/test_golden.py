@@ -19,7 +19,8 @@ def found() -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_golden(name: str, found: dict[str, list[float]]) -> None:
-    tolerance = 0.01 if name == "tvl1" else 1e-4  # an iteration stops by a sum whose order the compiler chooses
+    tolerance = 0.01 if name == "tvl1" else 1e-3 if name.endswith("trained") else 1e-4
+    # an iteration of TV-L1 stops by a sum whose order the compiler chooses; three steps make much of little
     assert found[name] == pytest.approx(KNOWN[name], rel=tolerance, abs=tolerance)
 
 

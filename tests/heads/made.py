@@ -20,6 +20,11 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
     "average": ("average", VECTORS, {}),
     "attention_cluster-fc1": ("attention_cluster", VECTORS, {"clusters": {"rgb": 5, "flow": 3}}),
     "attention_cluster-fc2": ("attention_cluster", VECTORS, {"clusters": 4, "weighting": "fc2"}),
+    "attention_cluster-codes": (
+        "attention_cluster",
+        VECTORS,
+        {"clusters": 4, "codes": "+", "classes": ("none", "a", "b", "a+b", "c")},
+    ),
     "attention_cluster-average": ("attention_cluster", VECTORS, {"clusters": 4, "weighting": "average"}),
     "attention_cluster-unshifted": ("attention_cluster", VECTORS, {"clusters": 4, "shift": False}),
     "flatten": ("flatten", VECTORS, {"places": {"rgb": 6, "flow": 4}}),
@@ -101,7 +106,8 @@ ORDERED = ("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm",
 
 # Heads to which a row of zeros is more than no row: shifted, normalised against centres, a step of a recurrence.
 ZERO_ROW_SPEAKS = (
-    *("attention_cluster-fc1", "attention_cluster-fc2", "attention_cluster-average", "netvlad", "nextvlad"),
+    *("attention_cluster-fc1", "attention_cluster-fc2", "attention_cluster-average", "attention_cluster-codes"),
+    *("netvlad", "nextvlad"),
     *("noisy_or", "noisy_or-codes", "noisy_or-exclusive"),
     *("bilstm", "stacked_lstm", "vtn-paper", "vtn-code"),
 )

@@ -108,8 +108,7 @@ def test_a_wide_cluster_learns_the_same_in_memory_that_it_keeps(
         if head is wide:
             monkeypatch.setattr("heads.dropout._WIDE", 1)
             monkeypatch.setattr("heads.attention_cluster._MANY", 1)
-            monkeypatch.setattr("heads.dropout._CACHED", 100)  # two videos at a time
-            monkeypatch.setattr("heads.attention_cluster._CACHED", 100)
+            monkeypatch.setattr("heads.memory._CACHED", 100)  # two videos at a time
         for videos in (4, 3):
             torch.manual_seed(videos)
             features = {"rgb": rows((9,), videos, 6), "flow": rows((4,), videos, 6, seed=1)}

@@ -200,7 +200,28 @@ def test_positions_tell_places_apart_and_none_does_not() -> None:
         assert same == (positions == "none")
 
 
-@pytest.mark.parametrize("residual", ["add", "concat"])
+def joined(x: Tensor, known: Tensor, residual: str) -> Tensor:
+    return {"add": x + known, "concat": torch.cat([x, known], dim=1), "none": known}[residual]
+
+
+@pytest.mark.parametrize("residual", ["add", "concat", "none"])
+@pytest.mark.parametrize("dims", ["2d", "1d"])
+def test_the_residual_of_a_single_block(residual: str, dims: str) -> None:
+    """With one, tokens stay apart that 1d has made alike."""
+    torch.manual_seed(0)
+    head: Any = heads.build("kft", {"m": MAP}, 5, dims=dims, residual=residual, hidden=16).eval()
+    with torch.no_grad():
+        compressed = head.compression(torch.randn(2, *MAP))
+        known = head.blocks[0](compressed)
+        assert torch.equal(known, known[:, :, :1].expand_as(known)) == (dims == "1d")
+        tokens = joined(compressed, known, residual).flatten(1)
+        torch.manual_seed(0)
+        again = heads.build("kft", {"m": MAP}, 5, dims=dims, residual=residual, hidden=16).eval()
+        scores = again.scores(torch.randn(2, *MAP))  # type: ignore[operator]
+    torch.testing.assert_close(head.classifier(head.hidden(tokens).relu()), scores)
+
+
+@pytest.mark.parametrize("residual", ["add", "concat", "none"])
 @pytest.mark.parametrize("lateral", [True, False])
 def test_residuals_and_links_by_hand(residual: str, lateral: bool) -> None:
     torch.manual_seed(0)
@@ -208,7 +229,7 @@ def test_residuals_and_links_by_hand(residual: str, lateral: bool) -> None:
     maps = torch.randn(2, *MAP)
 
     def around(x: Tensor, block: nn.Module) -> Tensor:
-        return x + block(x) if residual == "add" else torch.cat([x, block(x)], dim=1)
+        return joined(x, block(x), residual)
 
     def halved(x: Tensor) -> Tensor:
         return nn.functional.avg_pool3d(x, [2, min(2, x.shape[3]), min(2, x.shape[4])], 2, ceil_mode=True)
@@ -223,7 +244,7 @@ def test_residuals_and_links_by_hand(residual: str, lateral: bool) -> None:
         logits = head.classifier(around(x, head.blocks[2])).mean(dim=(2, 3, 4))
         torch.testing.assert_close(head.scores(maps), logits)
     assert len(head.laterals) == (2 if lateral else 0)
-    if lateral and residual == "add":
+    if lateral and residual != "concat":
         assert isinstance(head.laterals[1].project, nn.Identity), "of equal widths"
 
 

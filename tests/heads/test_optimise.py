@@ -92,7 +92,6 @@ def test_optimizers_without_their_wrappers_are_torchs(name: str) -> None:
             parameter.square().sum().backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
-    assert not bare.param_groups[0]["params"][0].grad.requires_grad
     other = make_optimizer(config, [("p", torch.nn.Parameter(torch.arange(6.0)))], {})
     other.load_state_dict(bare.state_dict())
     assert str(other.state_dict()) == str(bare.state_dict())
@@ -110,6 +109,8 @@ for name in ("sgd", "rmsprop", "adam", "adamw"):
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     optimizer.load_state_dict(optimizer.state_dict())
+    if name == "rmsprop":
+        heads.optimise._STEP(optimizer)  # what a GPU takes
 print({"torch._dynamo", "timm", "torchvision"} & set(sys.modules))
 """
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

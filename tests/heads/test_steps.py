@@ -47,7 +47,7 @@ def changed(config: BaseConfig, **train: Any) -> BaseConfig:
 
 
 def losses(folder: Path) -> np.ndarray[Any, Any]:
-    """(epochs, 2): training and test losses."""
+    """(2, epochs): training and test losses."""
     table = np.genfromtxt(folder / "history.csv", delimiter=",", names=True)
     return np.stack([table["train_loss"], table["test_loss"]])
 
@@ -368,8 +368,9 @@ def test_bf16_steps_are_near(tmp_path: Path) -> None:
     """The autocast that CUDA takes as well; the weights stay fp32."""
     tsn(tmp_path / "fp32")
     tsn(tmp_path / "bf16", config=changed(TSN, precision="bf16"))
-    one, other = losses(tmp_path / "fp32")[0], losses(tmp_path / "bf16")[0]
-    assert 0 < np.abs(one - other).max() < 0.2
+    apart = np.abs(losses(tmp_path / "fp32") - losses(tmp_path / "bf16"))
+    apart[1, 1] = 0  # batch norms over six videos make much of little by the second epoch's test
+    assert 0 < apart.max() < 0.2
 
 
 @pytest.mark.parametrize(("kernel", "precision"), [("torch", "bf16"), ("torch", "fp32"), ("ours", "bf16")])

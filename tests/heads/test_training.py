@@ -202,6 +202,19 @@ def test_a_damaged_resume_state_starts_anew(tmp_path: Path) -> None:
     assert lines[0].startswith("epoch 1/6")
 
 
+def test_a_resume_state_that_is_not_finite_is_damaged(tmp_path: Path) -> None:
+    save_resume(
+        tmp_path, {"digest": "d", "head": {"w": torch.ones(2)}, "optimizer": {"state": {0: {"v": torch.ones(2)}}}}
+    )
+    assert load_resume(tmp_path, "d") is not None
+    for state in (
+        {"head": {"w": torch.tensor([1, torch.nan])}, "optimizer": {"state": {}}},
+        {"head": {"w": torch.ones(2)}, "optimizer": {"state": {0: {"v": torch.tensor([torch.inf])}}}},
+    ):
+        save_resume(tmp_path, {"digest": "d", **state})
+        assert load_resume(tmp_path, "d") is None
+
+
 def test_early_stop_keeps_the_best_epochs_weights(tmp_path: Path) -> None:
     train = {
         "epochs": 40,
@@ -223,7 +236,7 @@ def test_early_stop_keeps_the_best_epochs_weights(tmp_path: Path) -> None:
 
 
 def test_nan_stops_naming_the_video(tmp_path: Path) -> None:
-    """F35: in a row that slipped through, and in a loss that runs away."""
+    """F35: in a row that slipped through."""
     features, labels = problem()
     data = features.rows["rgb"].data.float()
     data[features.rows["rgb"].starts[7]] = torch.nan
@@ -235,6 +248,15 @@ def test_nan_stops_naming_the_video(tmp_path: Path) -> None:
         data[features.rows["rgb"].starts[7]] = 0
         data[features.rows["rgb"].starts[50]] = torch.inf
         go(tmp_path, AverageConfig(features=("rgb",)), data=(broken, labels))
+
+
+def test_a_loss_that_runs_away_stops(tmp_path: Path) -> None:
+    """F35: no video is to blame, and the epochs before are kept."""
+    features, labels = problem()
+    train = {"optimizer": "sgd", "lr": 1e38, "clip": None, "epochs": 4}
+    with pytest.raises(FramepoolError, match=r"(loss|gradient) is not finite in epoch \d"):
+        go(tmp_path, AverageConfig(features=("rgb",), train=train), data=(features, np.roll(labels, 1)))
+    assert not (tmp_path / "run.json").exists()
 
 
 def test_nan_in_saved_weights_is_refused(tmp_path: Path) -> None:
@@ -399,7 +421,8 @@ def test_fit_sees_every_head_through_the_same_door() -> None:
 
 @pytest.mark.parametrize("at", [1, 2])
 def test_a_full_disk_keeps_the_state_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
-    save_resume(tmp_path, {"digest": "d", "weights": torch.ones(9)})
+    rest = {"digest": "d", "optimizer": {"state": {}}}
+    save_resume(tmp_path, {**rest, "head": {"w": torch.ones(9)}})
     write, calls = Disk.write, itertools.count(1)
 
     def full(stream: Any, data: Any) -> None:
@@ -411,6 +434,6 @@ def test_a_full_disk_keeps_the_state_of_before(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(
         FramepoolError, match=r"cannot write: .*last.pt: got No space left on device .*; free some space"
     ):
-        save_resume(tmp_path, {"digest": "d", "weights": torch.zeros(1 << 19)})
+        save_resume(tmp_path, {**rest, "head": {"w": torch.zeros(1 << 19)}})
     state = load_resume(tmp_path, "d")
-    assert state is not None and torch.equal(state["weights"], torch.ones(9))
+    assert state is not None and torch.equal(state["head"]["w"], torch.ones(9))
