@@ -87,8 +87,6 @@ class NetworkConfig(Config):
     def _a_map_has_a_layer(self) -> Self:
         if not self.pool and self.layer is None:
             raise ValueError("the name of a layer with pool: false")
-        if self.inflate is not None and self.weights == "DEFAULT":
-            raise ValueError("a file or a run with inflate, not weights: DEFAULT")
         return self
 
     @model_serializer(mode="wrap")

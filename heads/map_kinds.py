@@ -32,7 +32,8 @@ class TrunkConfig(Config):
 
     name: Literal["kft_trunk", "i3d"] = "kft_trunk"
     weights: str | RunWeights | None = Field(
-        None, description="null: random; {run: HEAD}: what that tsn has trained; else a file"
+        None,
+        description="null: random; {run: HEAD}: of that tsn; DEFAULT, with inflate: torchvision's; else a file",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="of the network: padding, pool_px, mixed_kt")
     inflate: Literal["mean", "centre"] | None = Field(

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +86,8 @@ class Vggish(nn.Module):
 
 class Vgg16Audio(nn.Module):
     """VGG-16's convolutions on one channel, then the 4096 numbers of ``fc7``, or the 512 of an average ``pool``."""
+
+    pictures: ClassVar = "vgg16"  # the network of torchvision's whose weights it begins with
 
     def __init__(self, feature: Literal["fc7", "pool"] = "fc7") -> None:
         super().__init__()

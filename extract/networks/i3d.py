@@ -9,7 +9,8 @@ places, one apart, and then over those that are left.
 over 1 x 7 x 7 places, one apart (14 -> 8), and MaxPool_5a, both of them layers. What comes then is `heads.kft`.
 
     padding     same: TensorFlow's, whose first convolution begins 2 before an even side, as the public weights have it;
-                symmetric: 3 before, as torchvision's 2D GoogLeNet, for weights that are inflated from it
+                symmetric: 3 before, as torchvision's 2D GoogLeNet, for weights that are inflated from it. Weights are
+                refused with the other one, in which every place is a pixel off
     mixed_kt    frames of the 3x3 convolutions in Inception blocks: 3, or 1 (KFT's table, read literally); the pooling
                 beside them is of 3 x 3 x 3 in both
 
@@ -179,13 +180,16 @@ def mean_pool(x: Tensor) -> Tensor:
 class Inflatable(nn.Module):
     """A clip network whose layers but `fc` stand in a row, with the names of GoogLeNet's layers for theirs."""
 
+    flat: ClassVar = "googlenet"  # torchvision's 2D form of it
+    padding: Padding
     spec: ClassVar = InputSpec(224, (0.5,) * 3, (0.5,) * 3, "bilinear", 224 / 256, frames=64)
     channels: ClassVar = 3
     feature_dim: ClassVar[int]
     fc: nn.Module
 
     def flat_key(self, key: str) -> str | None:
-        """Of torchvision's GoogLeNet; None for the classifier."""
+        """Of torchvision's GoogLeNet; None for the classifier. Refuses padding that is not GoogLeNet's."""
+        self._padded("symmetric", "weights that are inflated")
         end, _, rest = key.partition(".")
         branch, _, tail = rest.partition(".")
         if end not in _GOOGLENET:
@@ -203,19 +207,30 @@ class Inflatable(nn.Module):
         return logits
 
     def adopt(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-        """Public state dicts, whose classifier is a convolution and whose batch norms may not count batches."""
+        """Public state dicts, whose classifier is a convolution and whose batch norms may not count batches. A trunk
+        takes the end points that it has, and its classifier, which reads other features, stays random."""
         found = {_public(key): value for key, value in state.items()}
-        own = self.state_dict()
+        own, fresh = self.state_dict(), tuple[str, ...]()
         for key in own.keys() - found.keys():
             if key.endswith("num_batches_tracked"):
                 found[key] = own[key]
         for key in ("fc.weight", "fc.bias"):
             if key in found:
                 found[key] = found[key].flatten(1) if found[key].ndim > 1 else found[key]
+        if any(key.startswith(_CLASSIFIERS) for key in state):
+            self._padded("same", "the public weights")
+            ends = {name for name, _ in self.named_children()}
+            if found["fc.weight"].shape[1] != self.feature_dim:
+                ends, fresh = ends - {"fc"}, ("fc.weight", "fc.bias")
+            found = {key: value for key, value in found.items() if key.partition(".")[0] in ends}
         if "fc.weight" in found and found["fc.weight"].shape != own["fc.weight"].shape:
             classes, size = found["fc.weight"].shape
             self.fc = nn.Linear(size, classes)
-        return found, ()
+        return found, fresh
+
+    def _padded(self, padding: Padding, what: str) -> None:
+        if self.padding != padding:
+            raise NetworkError(f"{what} are of padding {padding}, not {self.padding}: set options.padding")
 
 
 class I3d(Inflatable):
@@ -225,6 +240,7 @@ class I3d(Inflatable):
 
     def __init__(self, in_chans: int = 3, padding: Padding = "same", mixed_kt: Literal[3, 1] = 3) -> None:
         super().__init__()
+        self.padding = padding
         for name, end in stem(in_chans, padding, mixed_kt).items():
             self.add_module(name, end)
         self.MaxPool3d_5a_2x2 = SamePool((2, 2, 2), (2, 2, 2))
@@ -250,6 +266,7 @@ class KftTrunk(Inflatable):
         pool_px: int = 7,
     ) -> None:
         super().__init__()
+        self.padding = padding
         for name, end in stem(in_chans, padding, mixed_kt).items():
             self.add_module(name, end)
         self.AvgPool = nn.AvgPool3d((1, pool_px, pool_px), stride=1)
@@ -257,9 +274,12 @@ class KftTrunk(Inflatable):
         self.fc = nn.Linear(832, 400)
 
 
+_CLASSIFIERS: Final = ("logits.conv3d.", "conv3d_0c_1x1.conv3d.")
+
+
 def _public(key: str) -> str:
     """Our key of a public one."""
-    if key.startswith(("logits.conv3d.", "conv3d_0c_1x1.conv3d.")):
+    if key.startswith(_CLASSIFIERS):
         return f"fc.{key.rpartition('.')[2]}"
     key = re.sub(r"^(conv3d|mixed)_", lambda m: f"{m[1].capitalize()}_", key).replace(".batch3d.", ".bn.")
     key = key.replace(".branch_0.", ".b0.").replace(".branch_3.1.", ".b3b.")

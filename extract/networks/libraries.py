@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from textwrap import shorten
 from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from extract.networks import audio, i3d
@@ -28,7 +28,7 @@ from extract.networks.flash import FlashCnn
 from extract.networks.r3d34 import R3d34
 from extract.networks.rows import Reads
 from extract.networks.spec import PATCH, InputSpec
-from extract.networks.weights import NetworkError, fill
+from extract.networks.weights import NetworkError, across_channels, fill
 
 Library = Literal["timm", "torchvision", "framepool"]
 LIBRARIES: Final[tuple[Library, ...]] = get_args(Library)
@@ -90,6 +90,16 @@ def make(
         raise NetworkError(
             f"weights DEFAULT of {name} cannot be had: {reason}; give `weights:` a local file instead"
         ) from error
+
+
+def flat(name: str, library: Library) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights, as torchvision trained them, of the 2D network that `name` is the 3D form of, and what it sees."""
+    network = OF_CLIPS.get(name) if library == "framepool" else None
+    pictures = getattr(network, "flat", getattr(network, "pictures", None))
+    if pictures is None:
+        raise NetworkError(f"{name} has no 2D form whose weights could be had: give `weights:` a local file")
+    made, spec = make(pictures, "torchvision", True, 3, {})
+    return made.state_dict(), {"input": asdict(spec)}
 
 
 def check_name(name: str, library: Library) -> None:
@@ -170,19 +180,20 @@ def _torchvision(name: str, pretrained: bool, in_chans: int, options: dict[str, 
 
 
 def _framepool(name: str, pretrained: bool, in_chans: int, options: dict[str, Any]) -> tuple[nn.Module, InputSpec]:
-    pictures = getattr(OF_CLIPS.get(name), "pictures", None)  # the network of torchvision's that it is made of
+    pictures = getattr(NETWORKS[name], "pictures", None)  # the network of torchvision's that it is made of
     if pretrained and pictures is None:
         raise NetworkError(f"weights DEFAULT of {name} cannot be had: framepool has none; give `weights:` a local file")
     if name in OF_CLIPS:
-        clips = OF_CLIPS[name](in_chans=in_chans, **options)
-        if pretrained and pictures is not None:
-            flat, _ = make(pictures, "torchvision", True, 3, {})
-            fill(clips, clips.adopt(flat.state_dict())[0], f"DEFAULT of {name}")
-        return clips, clips.spec
-    if in_chans != 1:
+        options["in_chans"] = in_chans
+    elif in_chans != 1:
         raise NetworkError(f"framepool's {name} reads 1 channel, grey or log-mel; got in_chans {in_chans}")
-    spec = InputSpec(PATCH[0], (0.0,), (1.0,), "bilinear", 1.0, reads="logmel")
-    return NETWORKS[name](**options), FlashCnn.spec if name == "flash_cnn" else spec
+    network = NETWORKS[name](**options)
+    if pretrained:
+        own = network.state_dict()
+        taken, fresh = network.adopt(make(str(pictures), "torchvision", True, 3, {})[0].state_dict())
+        fill(network, {**{key: own[key] for key in fresh}, **across_channels(taken, network)}, f"DEFAULT of {name}")
+    of_sound = InputSpec(PATCH[0], (0.0,), (1.0,), "bilinear", 1.0, reads="logmel")
+    return network, getattr(network, "spec", of_sound)
 
 
 def _set_channels(model: nn.Module, in_chans: int) -> None:

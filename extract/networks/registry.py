@@ -21,7 +21,7 @@ from torch import nn
 from extract.networks.inflate import Inflation
 from extract.networks.inflate import inflate as inflated
 from extract.networks.layers import Layer, output_shape
-from extract.networks.libraries import Library, make, own_channels, own_reads, split
+from extract.networks.libraries import Library, flat, make, own_channels, own_reads, split
 from extract.networks.rows import Reads
 from extract.networks.spec import InputSpec
 from extract.networks.weights import NetworkError, across_channels, fill, load_state, save_state, state_sha256
@@ -95,8 +95,8 @@ def build(
     `across_channels`. `reads` says what rows are made of; None is what the weights say, or rgb; sound is always logmel.
     Weights of a network of pictures (rgb) may begin one of anything, others only one of what they were trained on.
 
-    With `inflate` the file's weights are of the 2D network that `name` is the 3D form of; see that module. Its
-    classifier is not taken; ``num_classes`` gives a fresh one.
+    With `inflate` the weights, of the file or ``"DEFAULT"``, are of the 2D network that `name` is the 3D form of; see
+    that module. Its classifier is not taken; ``num_classes`` gives a fresh one.
 
     `layer` is the path of a module of the trunk (``layer3``, ``blocks.4``) whose output is wanted; see `Layer`. Its
     features are others than the classifier knows, so this one goes; ``num_classes`` gives a fresh one.
@@ -108,8 +108,9 @@ def build(
     if layer is None and not pool:
         raise NetworkError(f"{name}: pool: false gives the map of a layer: name one with `layer`")
     state, notes = load_state(weights) if isinstance(weights, Path) else ({}, {})
+    inflate = None if weights is None else inflate
     if inflate is not None:
-        state, notes = _flat(state, notes, weights)
+        state, notes = flat(name, library) if weights == "DEFAULT" else _flat(state, notes)
     found = own_reads(name, library) or reads or notes.get("input", {}).get("reads", "rgb")
     in_chans = in_chans or notes.get("in_chans") or (1 if found == "logmel" else own_channels(name, library))
     asked = {"name": name, "library": library, "in_chans": in_chans, "options": dict(options or {})}
@@ -118,9 +119,9 @@ def build(
     if (theirs := notes.get("input", {}).get("reads", "rgb")) not in ("rgb", found):
         raise NetworkError(f"weights do not fit: {weights}: they were trained on {theirs}, the config reads {found}")
     spread = partial(across_channels, colours_first=found == "stacked")
-    whole, spec = _made(asked, weights, spread)
+    whole, spec = _made(asked, weights if inflate is None else None, spread)
     fresh: tuple[str, ...] = ()
-    if isinstance(weights, Path) and inflate is not None:
+    if inflate is not None:
         fresh = _inflated(whole, state, inflate, str(weights))
     elif isinstance(weights, Path) and not ours:
         fresh = _filled(whole, state, str(weights), spread)
@@ -196,11 +197,9 @@ def _filled(whole: nn.Module, state: Mapping[str, torch.Tensor], where: str, spr
 
 
 def _flat(
-    state: Mapping[str, torch.Tensor], notes: Mapping[str, Any], weights: Path | str | None
+    state: Mapping[str, torch.Tensor], notes: Mapping[str, Any]
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The trunk of a 2D network with its library's own keys, and what it was trained to see."""
-    if weights == "DEFAULT":
-        raise NetworkError("weights are inflated from a file of a 2D network: expected a path, got DEFAULT")
     trunk = {key.removeprefix("trunk."): value for key, value in state.items() if not key.startswith("classifier.")}
     return trunk, {"input": notes["input"]} if "input" in notes else {}
 

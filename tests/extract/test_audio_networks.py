@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from extract.networks import NetworkError, build, names, save_network, save_state
@@ -31,8 +32,9 @@ def test_they_hear_one_channel_and_have_no_weights_of_their_own(name: str) -> No
     assert network.input.reads == "logmel" and network.input.shape(1) == (1, 96, 64)
     with pytest.raises(NetworkError, match=f"framepool's {name} reads 1 channel, grey or log-mel; got in_chans 3"):
         build(name, library="framepool", in_chans=3)
-    with pytest.raises(NetworkError, match=f"weights DEFAULT of {name} cannot be had: framepool has none; give"):
-        build(name, library="framepool", weights="DEFAULT")
+    if name != "vgg16_audio":
+        with pytest.raises(NetworkError, match=f"weights DEFAULT of {name} cannot be had: framepool has none; give"):
+            build(name, library="framepool", weights="DEFAULT")
     with pytest.raises(NetworkError, match=f"options do not fit: {name}: "):
         build(name, library="framepool", options={"no_such": 1})
 
@@ -126,3 +128,16 @@ def test_what_a_vgg16_for_pictures_cannot_give_is_named(tmp_path: Path) -> None:
     assert again.weights_sha256 == network.weights_sha256 and again.fresh == ()
     assert network.fresh == ("trunk.head.1.weight", "trunk.head.1.bias", "trunk.head.4.weight", "trunk.head.4.bias")
     assert network.trunk(patches()).shape == (2, 4096)
+
+
+def test_vgg16_begins_with_torchvisions_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first kernels are the mean over colours; they are found on disk here."""
+    pictures = torchvision.models.vgg16(weights=None).state_dict()
+    place = tmp_path / "hub/checkpoints" / Path(torchvision.models.VGG16_Weights.DEFAULT.url).name
+    place.parent.mkdir(parents=True)
+    torch.save(pictures, place)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    network = build("vgg16_audio", library="framepool", weights="DEFAULT", options={"feature": "pool"})
+    found = network.trunk.state_dict()
+    torch.testing.assert_close(found["features.0.weight"], pictures["features.0.weight"].mean(dim=1, keepdim=True))
+    assert torch.equal(found["features.28.weight"], pictures["features.28.weight"])

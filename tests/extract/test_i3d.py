@@ -17,7 +17,6 @@ from extract.networks import FromRows, Library, NetworkError, build, channels, r
 from extract.networks.describe import describe
 from extract.networks.i3d import SamePool, Unit, around
 from extract.runtime import Model, engine, feature_shape, prepare
-from features.errors import UserError
 from tests.extract.photos import relative
 from tests.media import write_network
 
@@ -155,6 +154,38 @@ def test_public_state_dicts_load_by_key(tmp_path: Path, classes: int) -> None:
         build("i3d", library=OURS, weights=tmp_path / "broken.pt")
 
 
+def test_public_weights_fit_the_trunk_of_kft(tmp_path: Path) -> None:
+    """What comes after Mixed_4f is left; the classifier reads other features."""
+    ours = random_state("i3d")
+    torch.save({k.replace("fc.", "logits.conv3d."): v for k, v in ours.items()}, tmp_path / "rgb_imagenet.pt")
+    given: dict[str, Any] = {"library": OURS, "weights": tmp_path / "rgb_imagenet.pt"}
+    trunk = build("kft_trunk", options={"padding": "same"}, **given)
+    assert set(trunk.fresh) == {"trunk.fc.weight", "trunk.fc.bias"}
+    clips = torch.randn(1, 3, 16, 112, 112)
+    with torch.no_grad():
+        at_4f = build("i3d", layer="Mixed_4f", pool=False, **given).trunk(clips)
+        found = build("kft_trunk", layer="Mixed_4f", pool=False, options={"padding": "same"}, **given).trunk(clips)
+    assert torch.equal(found, at_4f)
+    with pytest.raises(NetworkError, match=r"the public weights are of padding same, not symmetric: set options.pad"):
+        build("kft_trunk", **given)
+
+
+def test_weights_of_torchvisions_googlenet_are_inflated_by_name(
+    googlenet: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are found on disk here; torchvision checks the sum of what it downloads, but not of what is there."""
+    state = {**torchvision.models.googlenet(weights=None, init_weights=False).state_dict(), **googlenet[0].state_dict()}
+    place = tmp_path / "hub/checkpoints" / Path(torchvision.models.GoogLeNet_Weights.DEFAULT.url).name
+    place.parent.mkdir(parents=True)
+    torch.save(state, place)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    given: dict[str, Any] = {"library": OURS, "inflate": "centre", "options": {"padding": "symmetric"}}
+    found = build("i3d", weights="DEFAULT", **given)
+    expected = build("i3d", weights=googlenet[1], **given).state_dict()
+    assert found.state_dict().keys() == expected.keys() and found.input.mean == (0.5, 0.5, 0.5)
+    assert all(torch.equal(value, expected[key]) for key, value in found.state_dict().items())
+
+
 def test_c3d_loads_by_key(tmp_path: Path) -> None:
     with torch.device("meta"):
         shapes = build("c3d", library=OURS)
@@ -237,14 +268,17 @@ def test_inflation_from_a_run_and_its_refusals(googlenet: tuple[Any, Path], tmp_
     kernel = flat.trunk.get_submodule("conv1").conv.weight  # type: ignore[union-attr]
     found = network.trunk.get_submodule("Conv3d_1a_7x7").conv3d.weight  # type: ignore[union-attr]
     torch.testing.assert_close(found.sum(dim=2), kernel)  # type: ignore[operator]
-    flow = build("i3d", library=OURS, weights=googlenet[1], inflate="mean", in_chans=2, reads="flow")
+    symmetric: dict[str, Any] = {"library": OURS, "inflate": "mean", "options": {"padding": "symmetric"}}
+    flow = build("i3d", weights=googlenet[1], in_chans=2, reads="flow", **symmetric)
     first = flow.trunk.get_submodule("Conv3d_1a_7x7").conv3d.weight  # type: ignore[union-attr]
     torch.testing.assert_close(first[:, 1, 3], kernel.mean(dim=1) / 7)  # type: ignore[index, operator]
     with pytest.raises(NetworkError, match=r"they lack 'conv1\.conv\.weight', which becomes 'Conv3d_1a_7x7.*googlenet"):
         other = write_network(tmp_path / "resnet_not_googlenet.safetensors", "test_resnet")
-        build("i3d", library=OURS, weights=other, inflate="mean")
-    with pytest.raises(NetworkError, match="inflated from a file of a 2D network: expected a path, got DEFAULT"):
-        build("i3d", library=OURS, weights="DEFAULT", inflate="mean")
+        build("i3d", weights=other, **symmetric)
+    with pytest.raises(NetworkError, match=r"inflated are of padding symmetric, not same: set options.padding"):
+        build("i3d", library=OURS, weights=googlenet[1], inflate="mean")
+    with pytest.raises(NetworkError, match="c3d has no 2D form whose weights could be had"):
+        build("c3d", library=OURS, weights="DEFAULT", inflate="mean")
     with pytest.raises(NetworkError, match="options do not fit: i3d: expected mixed_kt 1 or 3"):
         build("i3d", library=OURS, options={"mixed_kt": 2})
 
@@ -307,7 +341,3 @@ def test_weights_that_leave_a_part_random_are_refused(googlenet: tuple[Any, Path
     network = {"name": "kft_trunk", "library": OURS, "weights": googlenet[1], "inflate": "centre"}
     config = TypeAdapter(ExtractorConfig).validate_python({"kind": "trunk", "network": network})
     assert Model(config, googlenet[1]).build()[0].feature_shape == (832,)
-    with pytest.raises(UserError, match="a file or a run with inflate, not weights: DEFAULT"):
-        from extract.config import NetworkConfig
-
-        NetworkConfig.parse({**network, "weights": "DEFAULT"}, "here")
