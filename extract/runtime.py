@@ -92,7 +92,7 @@ class Model:
         return network, {"weights_sha256": sha256, "transform": transform}
 
     def _channels(self) -> int:
-        from extract.networks import reads_clips
+        from extract.networks import own_channels, reads_clips
 
         net = self.config.network
         if self.reads == "flow" and reads_clips(net.name, net.library):
@@ -100,7 +100,8 @@ class Model:
         if self.reads == "rgbdiff":
             pairs = self.source_shape[0] - 1 if self.source_shape else self.config.pairs  # type: ignore[attr-defined]
             return 3 * int(pairs)
-        return {"flow": (self.source_shape or (2,))[-1], "logmel": 1}.get(self.reads, 3)
+        own = own_channels(net.name, net.library)
+        return {"flow": (self.source_shape or (2,))[-1], "logmel": 1}.get(self.reads, own)
 
     def _transform(self, own: Any) -> dict[str, Any]:
         """What the config leaves out comes with the weights."""

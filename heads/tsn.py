@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from extract.networks import FromRows, Network, Reads, channels, reads_clips, save_network
+from extract.networks import FromRows, Network, Reads, channels, own_channels, reads_clips, save_network
 from features.batches import Select, all_rows, segment_rows
 from features.errors import UserError
 from heads.augment import MOTION_SCALES, SCALES, centre_box, crop_rows, random_boxes
@@ -174,7 +174,8 @@ def _check_rows(reads: Reads, shape: tuple[int, ...]) -> None:
 
 
 def _build(config: NetworkConfig, num_classes: int, shape: tuple[int, ...]) -> Network:
-    in_chans = channels(config.reads, shape, clips=reads_clips(config.name, config.library))
+    own = config.name, config.library
+    in_chans = channels(config.reads, shape, clips=reads_clips(*own), own=own_channels(*own))
     return built("tsn", config, num_classes=num_classes, in_chans=in_chans, reads=config.reads)
 
 

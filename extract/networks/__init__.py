@@ -3,7 +3,7 @@
 from extract.networks import build
 """
 
-from extract.networks.libraries import Library, check_name, names, reads_clips
+from extract.networks.libraries import Library, check_name, names, own_channels, reads_clips
 from extract.networks.registry import Network, build, save_network
 from extract.networks.rows import FromRows, Reads, channels
 from extract.networks.spec import InputSpec
@@ -22,6 +22,7 @@ __all__ = [
     "fill",
     "load_state",
     "names",
+    "own_channels",
     "reads_clips",
     "save_network",
     "save_state",

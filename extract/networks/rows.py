@@ -59,8 +59,9 @@ class FromRows(nn.Module):
         return values.permute(0, 3, 1, 2)
 
 
-def channels(reads: Reads, row_shape: tuple[int, ...], *, clips: bool = False) -> int:
-    """Input channels of a network that reads rows of this shape, of one that takes `clips` or of one of pictures."""
+def channels(reads: Reads, row_shape: tuple[int, ...], *, clips: bool = False, own: int = 3) -> int:
+    """Input channels of a network that reads rows of this shape, of one that takes `clips` or of one of pictures that
+    is made for `own`, 3 of colours or 1 of grey."""
     if reads == "flow" and clips:
         return 2
     if reads == "logmel":
@@ -68,5 +69,5 @@ def channels(reads: Reads, row_shape: tuple[int, ...], *, clips: bool = False) -
     if reads == "stacked":
         return 2 * row_shape[-1]
     if reads == "rgb":
-        return 3  # of grey rows three that are alike, by the means of the colours
+        return own  # grey rows become three that are alike, by the means of the colours
     return 3 * (row_shape[0] - 1) if reads == "rgbdiff" else row_shape[-1]

@@ -336,6 +336,35 @@ def test_maps_and_features_on_every_runtime(kind: str, runtime: str, of: str, tm
     run.close()
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["openvino", "torch"])
+@pytest.mark.parametrize("name", ["kft_trunk", "c3d", "r3d34"])
+def test_the_other_trunks_on_every_runtime(name: str, runtime: str, tmp_path: Path) -> None:
+    """As they are, with the colours that each wants; and they train."""
+    frames, side = {"kft_trunk": (8, 112), "c3d": (16, 112), "r3d34": (8, 32)}[name]
+    path = write_network(tmp_path / "w.safetensors", name, library=OURS)
+    rows = np.random.default_rng(0).integers(0, 256, (2, frames, side, side, 3), dtype=np.uint8)
+    plain = build(name, library=OURS, weights=path, num_classes=3)
+    clips = FromRows("rgb", plain.input.mean, plain.input.std, clips=True)(torch.from_numpy(rows))
+    with torch.no_grad():
+        expected = plain.trunk(clips).numpy()
+    value = {
+        "kind": "trunk",
+        "sampling": {"kind": "clips", "frames": frames},
+        "transform": {"resize": side, "crop": side},
+        "network": {"name": name, "library": OURS, "weights": path},
+        "runtime": runtime,
+        "batch": 2,
+    }
+    model = Model(TypeAdapter(ExtractorConfig).validate_python(value), path, None)
+    run = engine(model, prepare(model, tmp_path / "cache"), tmp_path / "cache", threads=1)
+    assert relative(run.finish(run.start(rows)), expected) < 1e-5
+    run.close()
+    torch.autograd.backward(plain.train()(clips).logsumexp(dim=1).sum())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in plain.parameters())
+
+
 def test_weights_that_leave_a_part_random_are_refused(googlenet: tuple[Any, Path]) -> None:
     """Not so the classifier, which an extractor takes away."""
     network = {"name": "kft_trunk", "library": OURS, "weights": googlenet[1], "inflate": "centre"}

@@ -100,6 +100,14 @@ TSN = TsnConfig(
 )
 
 
+ENCODED = AverageConfig(
+    features=("pixels",),
+    dropout=0,
+    encoder={**SMALL_CNN, "crop_px": 32, "frames": 2, "augment": "none", "frozen_bn": True, "reads": "stacked"},
+    train={"epochs": 2, "batch": 6, "optimizer": "sgd", "lr": 1e-2},
+)
+
+
 def tsn(folder: Path, **given: Any) -> dict[str, Any]:
     config = given.pop("config", TSN)
     own = {"train": range(18), "test": range(18, 24), "classes": ("red", "green", "blue")}
@@ -240,7 +248,7 @@ import sys
 from pathlib import Path
 import torch
 from heads.parallel import group, ranks
-from tests.heads.test_steps import PLAIN, changed
+from tests.heads.test_steps import ENCODED, PLAIN, changed, tsn
 from tests.heads.test_training import go
 torch.set_num_threads(1)
 with group("cpu") as device:
@@ -250,6 +258,7 @@ with group("cpu") as device:
             assert (ranks().count, "top1" in found) == (2, True)
     go(Path(sys.argv[1]) / "parts", changed(PLAIN["cluster"], accumulate=2), device=device)
     go(Path(sys.argv[1]) / "norms", PLAIN["ts_lstm"], device=device)
+    tsn(Path(sys.argv[1]) / "encoded", config=ENCODED, device=device)
 """
 
 
@@ -273,6 +282,8 @@ def test_two_processes_train_to_the_losses_of_one_with_twice_the_batch(tmp_path:
         scores = [np.load(tmp_path / part / name / "predictions.npz")["logits"] for part in (".", "one")]
         np.testing.assert_allclose(scores[0], scores[1], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(losses(tmp_path / "parts"), losses(tmp_path / "cluster"), rtol=1e-5)
+    tsn(tmp_path / "one" / "encoded", config=ENCODED)
+    np.testing.assert_allclose(losses(tmp_path / "encoded"), losses(tmp_path / "one" / "encoded"), rtol=1e-5)
     assert np.isfinite(losses(tmp_path / "norms")).all(), "each process has the batch norms of its part, and goes on"
     features, labels = problem()
     again = evaluate_run(tmp_path / "norms", features=features, labels=labels, test=range(40, 60), classes=CLASSES)

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 
+from features.batches import even_rows
 from features.errors import UserError
 from pipelines import plan as plans
 from pipelines.config import load
@@ -212,6 +215,30 @@ def test_the_papers_own_datasets_are_planned(tmp_path: Path, monkeypatch: pytest
     for run in tuned.runs():
         assert run.head == "vtn_two_streams" or run.start == by_head[run.head]
     assert len(tuned.runs()) == 3 * 3
+    plans.of.cache_clear()
+
+
+@pytest.mark.parametrize("name", ["ucf101-kft", "hmdb51-kft"])
+def test_the_tables_of_kft_are_planned(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Cached rows of which the test takes the middle squares, and the paper's figures beside the three kinds."""
+    (tmp_path / "config").mkdir()
+    shipped = yaml.safe_load((world.REPO / "config" / f"{name}.yaml").read_text())
+    videos = {"format": "ucf101", "root": "data/ucf101/videos", "lists": "data/ucf101/lists"}
+    (tmp_path / "config" / f"{name}.yaml").write_text(yaml.safe_dump({**shipped, "videos": videos, "splits": ["1"]}))
+    ucf = tmp_path / "data" / "ucf101"
+    (ucf / "videos").mkdir(parents=True)
+    world.write_list(ucf, [world.name_of(n) for n in range(world.VIDEOS)])
+    monkeypatch.chdir(tmp_path)
+    plans.of.cache_clear()
+    plan = plans.of(name)
+    runs = {run.head: run for run in plan.runs()}
+    assert {"i3d", "i3d_whole", "kft_3d_whole"} < runs.keys()
+    (table,) = (sweep for key, sweep in plan.config.sweeps.items() if key == "table2")
+    assert [list(figures) for figures in table.paper.values()] in ([[87.4, 88.4, 92.4]], [[55.3, 56.5, 67.2]])
+    views, sample = plan.config.extractors["maps"].transform.views, plan.config.heads["i3d"].rows("maps")
+    n, test = plan.config.extractors["maps"].sampling.n, sample.test
+    rows, mask = even_rows(test)(torch.tensor([n * len(views)]))
+    assert mask.all() and [views[k % len(views)] for k in rows[0].tolist()] == ["centre"] * 10
     plans.of.cache_clear()
 
 

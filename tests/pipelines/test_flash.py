@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from extract.config import Frames
 from extract.fingerprint import Item
@@ -204,6 +206,30 @@ def test_from_noise_to_a_head_across_two_datasets(tmp_path: Path) -> None:
     rows = [len(read_shard(store, shard).frames) for shard in range(3)]
     assert rows == [20 * 25, 20 * 25, 8 * 25]
     assert (tmp_path / "results/tiny/index.html").is_file()
+
+
+@pytest.mark.slow
+def test_the_small_twin_fills_its_table(tmp_path: Path) -> None:
+    """`config/flash-digits.yaml` as it is shipped, with fewer videos, epochs and cells."""
+    shipped = {
+        n: yaml.safe_load((world.REPO / "config" / f"{n}.yaml").read_text()) for n in ("flash-digits", "digits-noise")
+    }
+    twin = shipped["flash-digits"]
+    twin["videos"] |= {"train": 40, "test": 8}
+    units = twin["sweeps"]["units"]
+    units["rows"] = {"clusters": [1, 8]}
+    units["columns"] = {name: units["columns"][name] for name in ("average", "FC1 + shift")}
+    for head in (units["head"], twin["heads"]["noisy_or"], twin["heads"]["noisy_or_exclusive"]):
+        head["train"] = {**head["train"], "epochs": 8}
+    del twin["heads"]["noisy_or_classes"]
+    for name, config in shipped.items():
+        world.write_config(tmp_path, config, name)
+    world.snakemake(tmp_path, "results/flash-digits")
+    with (tmp_path / "results/flash-digits/tables/units.csv").open() as stream:
+        best = {(row["column"], row["row"]): float(row["best_epoch"]) for row in csv.DictReader(stream)}
+    assert best["FC1 + shift", "8"] > 0.9 > best["average", "1"] > 0.2
+    page = (tmp_path / "results/flash-digits/index.html").read_text()
+    assert units["title"] in page and "noisy_or_exclusive" in page
 
 
 def test_another_datasets_training_is_planned_with_it(tmp_path: Path) -> None:
