@@ -117,7 +117,8 @@ class BiLstmConfig(BaseConfig):
 
 
 class VtnTrain(TrainConfig):
-    """VTN (2019), §4: Adam 1e-4 with L2 of 1e-4, a tenth of the rate where the loss stays, about 50 epochs.
+    """VTN (2019), §4: Adam 1e-4 with L2 of 1e-4, a tenth of the rate where the loss stays, about 50 epochs; of either
+    `profile`, for the authors' code has other schedules in other versions.
 
     The paper watches a validation set: that is `hold_out`. Without one, as here, the loss of training is watched.
     """

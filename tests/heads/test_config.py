@@ -33,6 +33,58 @@ def test_attention_cluster_has_the_papers_recipe() -> None:
     assert config.rows("rgb").train == 15
 
 
+@pytest.mark.parametrize(
+    ("kind", "sample", "own", "train"),
+    [
+        # Attention Clusters, section 4 and appendix B
+        (
+            "bilstm",
+            (15, 20),
+            {"hidden": 1024, "dropout": 0.9},
+            {"optimizer": "rmsprop", "lr": 1e-3, "clip": 5, "balanced": True},
+        ),
+        ("flatten", None, {"dropout": 0.9}, {"optimizer": "rmsprop", "lr": 1e-3, "clip": 5, "balanced": True}),
+        # TS-LSTM and Temporal-Inception, the authors' code
+        (
+            "ts_lstm",
+            (25, 25),
+            {"segments": 5, "hidden": 512},
+            {"optimizer": "adam", "lr": 1e-4, "epochs": 100, "batch": 64, "clip_value": 5},
+        ),
+        (
+            "temporal_inception",
+            (25, 25),
+            {"dropout": 0.2},
+            {"lr": 5e-5, "weight_decay": 0.1, "epochs": 30, "batch": 16},
+        ),
+        # VTN, section 4; KFT, section 4
+        (
+            "vtn",
+            (16, 16),
+            {"blocks": 4, "heads": 8, "dim": 512},
+            {"lr": 1e-4, "weight_decay": 1e-4, "epochs": 50, "batch": 32},
+        ),
+        (
+            "stacked_lstm",
+            (16, 16),
+            {"layers": 3, "hidden": 512, "dropout": 0.5, "between": 0.2},
+            {"lr": 1e-4, "epochs": 50},
+        ),
+        (
+            "kft",
+            None,
+            {"dropout": 0.5, "inside": 0.1, "residual": "add"},
+            {"optimizer": "sgd", "lr": 1e-2, "momentum": 0.9, "batch": 32},
+        ),
+    ],
+)
+def test_baselines_have_their_own_recipes(kind: str, sample: Any, own: dict[str, Any], train: dict[str, Any]) -> None:
+    config = parse(kind=kind, features=["rgb"])
+    assert {name: getattr(config, name) for name in own} == own
+    assert {name: getattr(config.train, name) for name in train} == train
+    assert sample is None or (config.sample.train, config.sample.test) == sample
+
+
 def test_a_head_samples_as_many_rows_as_it_looks_at() -> None:
     assert parse(kind="vtn", features=["rgb"], length=25).sample == Sample(train=25, test=25)
     assert parse(kind="vtn", features=["rgb"], length=25, sample={"train": 9}).sample == Sample(train=9)

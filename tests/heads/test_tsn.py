@@ -288,3 +288,12 @@ def test_takes_a_built_network_and_keeps_its_normalisation() -> None:
 def test_an_unknown_network_is_one_line() -> None:
     with pytest.raises(UserError, match="tsn: unknown network: timm: 'resnet10x'"):
         heads.build("tsn", {"pixels": (32, 32, 3)}, 3, network={"name": "resnet10x"})
+
+
+def test_a_network_of_one_channel_reads_grey_frames_as_they_are() -> None:
+    network = {"name": "flash_cnn", "library": "framepool"}
+    head: Any = heads.build("tsn", {"frames": (28, 28, 1)}, 11, network=network, augment="none").eval()
+    frames, mask = rows((28, 28, 1), 2, 3), torch.ones(2, 3, dtype=torch.bool)
+    normal = (frames.float() / 255 - 0.1307) / 0.3081
+    expected = head.network(normal.flatten(0, 1).permute(0, 3, 1, 2)).unflatten(0, (2, 3)).mean(dim=1)
+    torch.testing.assert_close(head({"frames": frames}, {"frames": mask}), expected)
