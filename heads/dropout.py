@@ -13,8 +13,6 @@ which can take longer than the arithmetic; so masks, dropped inputs and gradient
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any, Final
 
@@ -36,8 +34,8 @@ class Dropout(nn.Dropout):
         if not self.training or self.p == 0 or input.device.type != "cpu":
             return super().forward(input)
         dropped = _dropped(self.p)
-        keep = _Keep(dropped)(input.shape)
-        return input * keep.to(input.dtype).mul_(_LEVELS / (_LEVELS - dropped))
+        keep = _Keep(dropped).into(torch.empty(input.shape, dtype=input.dtype))
+        return input * keep.mul_(_LEVELS / (_LEVELS - dropped))
 
 
 class _Keep:
@@ -48,11 +46,11 @@ class _Keep:
         self.dropped = dropped
         self.bits = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
 
-    def __call__(self, shape: Sequence[int]) -> Tensor:
-        """A bool mask of this shape; each call gives another."""
-        count = math.prod(shape)
-        levels = torch.from_numpy(self.bits.random_raw(-(-count // 4)).view(np.int16))[:count]
-        return (levels >= self.dropped - _LEVELS // 2).view(tuple(shape))
+    def into(self, mask: Tensor) -> Tensor:
+        """`mask` with 1 for what is kept and 0 for the rest; each call gives another. In the type that it is used in:
+        torch takes ten times as long to make numbers of bools."""
+        levels = torch.from_numpy(self.bits.random_raw(-(-mask.numel() // 4)).view(np.int16))
+        return torch.ge(levels[: mask.numel()].view(mask.shape), self.dropped - _LEVELS // 2, out=mask)
 
 
 class DropoutLinear(nn.Linear):
@@ -84,7 +82,7 @@ class _Wide(torch.autograd.Function):
             keep, used = kept("keep", shape, dtype), kept("used", shape, dtype)
             masks, ends = _Keep(dropped), list(accumulate(x.shape[1] for x in inputs))
             for part in parts(used):
-                keep[part].copy_(masks(keep[part].shape))  # of one type with the rest: else torch makes it every time
+                masks.into(keep[part])
                 for x, end in zip(inputs, ends, strict=True):
                     used[part, end - x.shape[1] : end].copy_(x.detach()[part])
                 used[part].mul_(keep[part])

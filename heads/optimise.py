@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from heads.config import Constant, Cosine, Step, TrainConfig
 
-_PART: Final = 1 << 18  # numbers: with gradient and mean square 3 MB
+_PART: Final = 1 << 19  # numbers: with gradient, mean square and its root 8 MB
 
 
 def make_optimizer(
