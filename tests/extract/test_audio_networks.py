@@ -130,6 +130,7 @@ def test_what_a_vgg16_for_pictures_cannot_give_is_named(tmp_path: Path) -> None:
     assert network.trunk(patches()).shape == (2, 4096)
 
 
+@pytest.mark.slow
 def test_vgg16_begins_with_torchvisions_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first kernels are the mean over colours; they are found on disk here."""
     pictures = torchvision.models.vgg16(weights=None).state_dict()
