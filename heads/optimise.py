@@ -54,10 +54,15 @@ def _bare(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimi
     torch itself, and nothing here is compiled."""
     names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     own = {name: inspect.unwrap(getattr(kind, name)) for name in names}
-    return type(kind.__name__, (kind,), {**own, "step": torch.no_grad()(inspect.unwrap(kind.step))})
+    return type(kind.__name__, (kind,), {**own, "step": _step_of(kind)})
 
 
-_STEP: Final = torch.no_grad()(inspect.unwrap(torch.optim.RMSprop.step))
+def _step_of(kind: type[torch.optim.Optimizer]) -> Callable[..., Any]:
+    step: Callable[..., Any] = torch.no_grad()(inspect.unwrap(kind.step))
+    return step
+
+
+_STEP: Final = _step_of(torch.optim.RMSprop)
 
 
 class Rmsprop(torch.optim.RMSprop):

@@ -220,7 +220,7 @@ class Inflatable(nn.Module):
         if any(key.startswith(_CLASSIFIERS) for key in state):
             self._padded("same", "the public weights")
             ends = {name for name, _ in self.named_children()}
-            if found["fc.weight"].shape[1] != self.feature_dim:
+            if "fc.weight" in found and found["fc.weight"].shape[1] != self.feature_dim:
                 ends, fresh = ends - {"fc"}, ("fc.weight", "fc.bias")
             found = {key: value for key, value in found.items() if key.partition(".")[0] in ends}
         if "fc.weight" in found and found["fc.weight"].shape != own["fc.weight"].shape:
