@@ -92,6 +92,10 @@ class Dataset(Config):
             self._no_circle(name, ())
         for name in self.heads:
             self._no_waiting(name, ())
+        for key, sweep in self.sweeps.items():
+            for name in sweep.heads(key).values():
+                if name not in self.heads:
+                    raise ValueError(f"names of heads in sweeps.{key}.cells, not {name!r}")
         for comparison in self.comparisons:
             for name in (comparison.better, comparison.than):
                 if not comparison.datasets and name not in self.heads:

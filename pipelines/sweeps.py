@@ -7,10 +7,12 @@ sweeps:
     columns: {no shift: {shift: false}, shift: {shift: true}}
     rows: {clusters: [1, 2, 4]}                 # short for {"1": {clusters: 1}, "2": {clusters: 2}, ...}
     paper: {no shift: [0.2, 0.4, 2.2], shift: [51.2, 64.8, 75.9]}
+    cells: {no shift / 4: other, shift / 4: null}
 
 A cell is the head with what its column and then its row say; its name is ``table1_no_shift_4``. What is said by
-modality, such as ``clusters: {rgb: 64, flow: 32}``, may name those of other columns, too. No torch here: the Snakefile
-parses them.
+modality, such as ``clusters: {rgb: 64, flow: 32}``, may name those of other columns, too. `cells` are those that are a
+head of the config as it is, or that the table does not have; ``rows: {TSN: tsn}`` is a row of such. No torch here: the
+Snakefile parses them.
 """
 
 from __future__ import annotations
@@ -24,16 +26,19 @@ from pydantic import Field, model_validator
 from features.recipe import Config
 
 Override = dict[str, Any]
+Figures = dict[str, tuple[float | None, ...]]
 
 
 class Sweep(Config):
-    """See the module. `paper` has a column's printed figures in percent, in the order of the rows."""
+    """See the module. `paper` and `top5` have a column's printed figures in percent, in the order of the rows."""
 
     title: str
-    head: dict[str, Any] = Field(description="what all variants share")
+    head: dict[str, Any] = Field({}, description="what all variants share")
     columns: dict[str, Override] = Field({"": {}}, min_length=1)
     rows: dict[str, Override] = Field(min_length=1)
-    paper: dict[str, tuple[float | None, ...]] = Field({}, description="the paper's figures, where the dataset is its")
+    cells: dict[str, str | None] = Field({}, description="by column / row, a head of the config instead, or none")
+    paper: Figures = Field({}, description="the paper's figures, where the dataset is its")
+    top5: Figures = Field({}, description="its top-5, where it prints it: the cells of these columns show theirs, too")
     shows: Literal["last", "best"] = Field(
         "last", description="best: the best epoch of the test beside the last, as the paper may have it"
     )
@@ -44,28 +49,43 @@ class Sweep(Config):
     def _short_lists(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {k: _labelled(v) if k in ("columns", "rows") else v for k, v in value.items()}
+        found = {k: _labelled(v) if k in ("columns", "rows") else v for k, v in value.items()}
+        columns, rows, cells = found.get("columns", {"": {}}), found.get("rows"), found.get("cells", {})
+        if not (isinstance(columns, dict) and isinstance(rows, dict) and isinstance(cells, dict)):
+            return found
+        heads = {row: head for row, head in rows.items() if isinstance(head, str)}
+        named = {_place(column, row): head for row, head in heads.items() for column in columns}
+        return {**found, "rows": rows | {row: {} for row in heads}, "cells": named | cells}
 
     @model_validator(mode="after")
     def _figures_fit(self) -> Self:
-        for column, figures in self.paper.items():
+        for column, figures in (*self.paper.items(), *self.top5.items()):
             if column not in self.columns or len(figures) != len(self.rows):
                 raise ValueError(f"{len(self.rows)} figures for a column of {', '.join(self.columns)}, not {column}")
+        places = self._places().values()
+        for place in self.cells:
+            if place not in places:
+                raise ValueError(f"'column / row' in cells, not {place!r}")
         for place in self.remarks:
-            column, _, row = place.partition(" / ")
-            if column not in self.columns or (row and row not in self.rows):
+            if place not in (*self.columns, *places):
                 raise ValueError(f"'column' or 'column / row' in remarks, not {place!r}")
         return self
 
-    def cells(self, name: str) -> dict[tuple[str, str], tuple[str, dict[str, Any]]]:
-        """(column, row) -> the name of its head, and that head's config as the YAML would have it."""
-        configs = {
-            (c, r): _merged(_merged(self.head, column), row)
-            for c, column in self.columns.items()
-            for r, row in self.rows.items()
-        }
-        known = {modality for config in configs.values() for modality in config.get("features") or ()}
-        return {(c, r): (_slug(name, c, r), _cut(config, known)) for (c, r), config in configs.items()}
+    def heads(self, name: str) -> dict[tuple[str, str], str]:
+        """(column, row) -> the name of the head of that cell."""
+        named = {at: self.cells.get(place, _slug(name, *at)) for at, place in self._places().items()}
+        return {at: head for at, head in named.items() if head is not None}
+
+    def variants(self, name: str) -> list[tuple[str, dict[str, Any]]]:
+        """The heads that are of this sweep: names, and configs as the YAML would have them."""
+        places = [at for at, place in self._places().items() if place not in self.cells]
+        configs = [_merged(_merged(self.head, self.columns[c]), self.rows[r]) for c, r in places]
+        known = {modality for config in configs for modality in config.get("features") or ()}
+        return [(_slug(name, *at), _cut(config, known)) for at, config in zip(places, configs, strict=True)]
+
+    def _places(self) -> dict[tuple[str, str], str]:
+        """(column, row) -> how `cells` and `remarks` call it; the row alone where the one column has no name."""
+        return {(c, r): _place(c, r) for c in self.columns for r in self.rows}
 
 
 def expanded(value: Any) -> Any:
@@ -74,13 +94,17 @@ def expanded(value: Any) -> Any:
         return value
     heads = dict(value.get("heads") or {})
     for name, sweep in value["sweeps"].items():
-        if not isinstance(sweep, dict) or not {"head", "rows", "title"} <= sweep.keys():
+        if not isinstance(sweep, dict) or not {"rows", "title"} <= sweep.keys():
             continue  # which is said where the sweep itself is read
-        for head, config in Sweep.model_validate(sweep).cells(str(name)).values():
+        for head, config in Sweep.model_validate(sweep).variants(str(name)):
             if head in heads:
                 raise ValueError(f"heads of different names, not two called {head} (sweeps.{name})")
             heads[head] = config
     return {**value, "heads": heads}
+
+
+def _place(column: str, row: str) -> str:
+    return f"{column} / {row}" if column else row
 
 
 def _labelled(value: Any) -> Any:

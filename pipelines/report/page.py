@@ -110,9 +110,9 @@ def assemble(
 
 
 def outside(heads: Sequence[Head], filled: Sequence[Table]) -> list[Head]:
-    """The heads that are listed one by one: those of no table, and of each table the best."""
+    """The heads that are listed one by one: those that are no sweep's own, and of each table the best."""
     best = {min(table.heads, key=heads.index).name for table in filled}
-    swept = {head.name for table in filled for head in table.heads} - best
+    swept = {head.name for table in filled for head in table.own} - best
     return [head for head in heads if head.name not in swept]
 
 

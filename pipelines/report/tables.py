@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.report.runs import Head, Run, mean, ranking
-from pipelines.sweeps import Sweep
+from pipelines.sweeps import Figures, Sweep
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cell:
     """A head of a sweep. Shares, not percent; None where there is none."""
 
@@ -23,6 +23,8 @@ class Cell:
     name: str
     metric: str
     paper: float | None
+    paper_top5: float | None
+    own: bool  # of the sweep alone, not one of the config's heads
 
     @property
     def last(self) -> float | None:
@@ -33,6 +35,11 @@ class Cell:
     def deviation(self) -> float | None:
         """Over seeds."""
         return self.head.deviation(self.metric) if self.head else None
+
+    @property
+    def top5(self) -> float | None:
+        """How often the label is among the five most probable, in the finished runs."""
+        return self.head.score("top5") if self.head else None
 
     @property
     def best(self) -> float | None:
@@ -69,9 +76,14 @@ class Table:
         found = [self.shown(cell) for cell in self.cells.values()]
         return max((value for value in found if value is not None), default=None)
 
-    def cell(self, column: str, row: str) -> Cell:
-        """By the labels of the config."""
-        return self.cells[column, row]
+    @property
+    def own(self) -> list[Head]:
+        """Those of them that are the sweep's own."""
+        return [cell.head for cell in self.cells.values() if cell.head is not None and cell.own]
+
+    def cell(self, column: str, row: str) -> Cell | None:
+        """By the labels of the config; None where the table has none."""
+        return self.cells.get((column, row))
 
     def shown(self, cell: Cell) -> float | None:
         """What stands first in a cell."""
@@ -89,7 +101,9 @@ class Table:
                 "best_epoch": cell.best,
                 "best_epoch_number": cell.best_epoch,
                 "epochs": cell.epochs,
+                "top5": cell.top5,
                 "paper": cell.paper,
+                "paper_top5": cell.paper_top5,
                 "shown_less_paper": None if shown is None or cell.paper is None else shown - cell.paper,
             }
             for (column, row), cell in self.cells.items()
@@ -102,14 +116,27 @@ def tables(sweeps: Mapping[str, Sweep], heads: Sequence[Head]) -> list[Table]:
     by_name, metric = {head.name: head for head in heads}, ranking(heads)
     found = []
     for name, sweep in sweeps.items():
-        cells = {}
-        for (column, row), (head, _) in sweep.cells(name).items():
-            printed = sweep.paper.get(column)
-            paper = None if printed is None else printed[list(sweep.rows).index(row)]
-            cells[column, row] = Cell(by_name.get(head), head, metric, None if paper is None else paper / 100)
+        variants = dict(sweep.variants(name))
+        cells = {
+            at: Cell(
+                head=by_name.get(head),
+                name=head,
+                metric=metric,
+                paper=_printed(sweep, sweep.paper, *at),
+                paper_top5=_printed(sweep, sweep.top5, *at),
+                own=head in variants,
+            )
+            for at, head in sweep.heads(name).items()
+        }
         if any(cell.head for cell in cells.values()):
             found.append(Table(name, sweep, cells))
     return found
+
+
+def _printed(sweep: Sweep, figures: Figures, column: str, row: str) -> float | None:
+    """What the paper has there, as a share."""
+    percent = figures[column][list(sweep.rows).index(row)] if column in figures else None
+    return None if percent is None else percent / 100
 
 
 def _best(run: Run, metric: str) -> tuple[float | None, float | None]:

@@ -34,12 +34,33 @@ def test_cells_are_heads() -> None:
     first, last = found.heads["t1_no_shift_1"], found.heads["t1_fc1_shift_64"]
     assert (first.clusters, first.shift, first.train.lr, first.train.epochs) == (1, False, 0.1, 3)  # type: ignore[union-attr]
     assert (last.clusters, last.shift, last.train.lr, last.train.epochs) == (64, True, 0.2, 3)  # type: ignore[union-attr]
-    assert found.sweeps["t1"].cells("t1")["FC1 + shift", "64"][0] == "t1_fc1_shift_64"
+    assert found.sweeps["t1"].heads("t1")["FC1 + shift", "64"] == "t1_fc1_shift_64"
 
 
 def test_rows_alone_are_a_table() -> None:
     found = dataset(columns={"": {}}, rows={"64 / 32": {"clusters": 64}, "paper": None})
     assert list(found.heads) == ["t1_64_32", "t1_paper"]
+
+
+def test_cells_may_be_other_heads_or_none() -> None:
+    found = dataset(cells={"no shift / 1": "t1_fc1_shift_64", "no shift / 64": None})
+    assert list(found.heads) == ["t1_fc1_shift_1", "t1_fc1_shift_64"]
+    cells = found.sweeps["t1"].heads("t1")
+    assert cells["no shift", "1"] == cells["FC1 + shift", "64"] == "t1_fc1_shift_64"
+    assert ("no shift", "64") not in cells
+
+
+def test_a_table_may_be_of_other_heads_alone() -> None:
+    own = {"average": {"kind": "average", "features": ["rgb"]}}
+    value = {
+        "title": "x",
+        "videos": {"format": "folder", "root": "."},
+        "extractors": {"rgb": {"kind": "pixels"}},
+        "heads": own,
+        "sweeps": {"t": {"title": "T", "rows": {"mean": "average"}}},
+    }
+    found = Dataset.parse(value, "c.yaml")
+    assert list(found.heads) == ["average"] and found.sweeps["t"].heads("t") == {("", "mean"): "average"}
 
 
 def test_it_can_be_read_again() -> None:
@@ -51,6 +72,9 @@ def test_it_can_be_read_again() -> None:
     ("changes", "message"),
     [
         ({"paper": {"no shift": [1.0]}}, "2 figures for a column of no shift, FC1 \\+ shift, not no shift"),
+        ({"top5": {"no": [1.0, 2.0]}}, "2 figures for a column of no shift, FC1 \\+ shift, not no"),
+        ({"cells": {"no shift": "t1_fc1_shift_1"}}, "'column / row' in cells, not 'no shift'"),
+        ({"cells": {"no shift / 1": "other"}}, "names of heads in sweeps.t1.cells, not 'other'"),
         ({"remarks": {"no shift / 3": "?"}}, "'column' or 'column / row' in remarks, not 'no shift / 3'"),
         ({"rows": {"clusters": [1, -2]}}, "number > 0"),
         ({"rows": {"a b": {}, "a-b": {}}}, "heads of different names, not two called t1_no_shift_a_b"),

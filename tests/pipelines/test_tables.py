@@ -29,8 +29,10 @@ SWEEP = Sweep.model_validate(
         "title": "Top-1 by N & shifting",
         "head": {"kind": "attention_cluster", "features": ["rgb"]},
         "columns": {"FC1": {"shift": False}, "FC1 + shift": {"shift": True}},
-        "rows": {"clusters": [1, 32]},
-        "paper": {"FC1 + shift": [51.2, 87.1]},
+        "rows": {"1": {"clusters": 1}, "32": {"clusters": 32}, "mean": {}},
+        "cells": {"FC1 / mean": "average", "FC1 + shift / mean": None},
+        "paper": {"FC1 + shift": [51.2, 87.1, None]},
+        "top5": {"FC1 + shift": [80.4, None, None]},
         "shows": "best",
         "remarks": {"FC1 + shift / 32": "a remark"},
     }
@@ -51,12 +53,16 @@ def finished(root: Path) -> list[Path]:
 
 def test_a_table_has_the_last_the_best_and_the_papers(tmp_path: Path) -> None:
     heads = by_head(read_run(folder) for folder in finished(tmp_path))
-    [table] = tables({"t": SWEEP, "none": SWEEP}, heads)
+    [table] = tables({"t": SWEEP, "none": SWEEP.model_copy(update={"cells": {}})}, heads)
     cell = table.cell("FC1 + shift", "32")
-    assert cell.last == pytest.approx(0.71) and cell.paper == pytest.approx(0.871)
+    assert cell is not None and cell.last == pytest.approx(0.71) and cell.paper == pytest.approx(0.871)
     assert cell.best == pytest.approx(0.71 * (1 - 1 / 12)) and cell.best_epoch == 12
     assert table.top == cell.best
-    assert table.cell("FC1", "32").last is None and table.cell("FC1", "1").paper is None
+    missing, unprinted, other = (table.cell("FC1", row) for row in ("32", "1", "mean"))
+    assert missing is not None and missing.last is None
+    assert unprinted is not None and unprinted.paper is None
+    assert other is not None and other.name == "average" and other.last == pytest.approx(0.4)
+    assert table.cell("FC1 + shift", "mean") is None
     assert [head.name for head in outside(heads, [table])] == ["t_fc1_shift_32", "average"]
 
 
@@ -78,11 +84,15 @@ def test_the_page_shows_it(tmp_path: Path) -> None:
         sweeps={"t": SWEEP},
     )
     page = (out / "index.html").read_text()
-    for text in ("Top-1 by N &amp; shifting", "paper 87.1", "not yet", "FC1 + shift / 32:</b> a remark", "last 71.0"):
+    for text in (
+        *("Top-1 by N &amp; shifting", "paper 87.1", "not yet", "FC1 + shift / 32:</b> a remark", "last 71.0"),
+        *("top-5 90.0 · paper 80.4", "top-5 90.0</small>"),
+    ):
         assert text in page, text
     rows = list(csv.DictReader((out / "tables" / "t.csv").open()))
-    assert [row["head"] for row in rows] == ["t_fc1_1", "t_fc1_32", "t_fc1_shift_1", "t_fc1_shift_32"]
-    assert float(rows[3]["shown_less_paper"]) == pytest.approx(0.71 * 11 / 12 - 0.871, abs=1e-5)
+    assert [row["head"] for row in rows] == ["t_fc1_1", "t_fc1_32", "average", "t_fc1_shift_1", "t_fc1_shift_32"]
+    assert [row["paper_top5"] for row in rows] == ["", "", "", "0.804", ""]
+    assert float(rows[4]["shown_less_paper"]) == pytest.approx(0.71 * 11 / 12 - 0.871, abs=1e-5)
     assert rows[1]["last"] == ""
     assert (out / "figures" / "table-t.svg").is_file()
     board = list(csv.DictReader((out / "leaderboard.csv").open()))
