@@ -56,6 +56,23 @@ class Transform(Config):
         return _without(serialise(self), "views", list(CENTRE))
 
 
+class MapTransform(Transform):
+    """Of rows that stay pictures: with `width` they are `crop` pixels high and `width` wide, which the crops of a
+    training are taken from (TSN's 340x256). A picture that would not fill that is enlarged until it does."""
+
+    width: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _width_has_a_height(self) -> Self:
+        if self.width is not None and self.crop is None:
+            raise ValueError("crop, the height, beside width")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _plain(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(_without(serialise(self), "views", list(CENTRE)), "width", None)
+
+
 class FromRun(Config):
     """Weights that a run trained: the `network` of the head named `run`, first seed, same split; of another dataset its
     first split."""
@@ -144,7 +161,7 @@ class Pixels(FromVideo):
     """Frames as they are, uint8 (H, W, 3) rows, or clips (T, H, W, 3), for end-to-end models."""
 
     kind: Literal["pixels"]
-    transform: Transform = Transform(resize=256, crop=224)
+    transform: MapTransform = MapTransform(resize=256, crop=224)
 
 
 class Tvl1(FromVideo):
@@ -156,7 +173,7 @@ class Tvl1(FromVideo):
 
     kind: Literal["tvl1"]
     sampling: Sampling = Segments(n=25)
-    transform: Transform = Transform(resize=256, crop=224)
+    transform: MapTransform = MapTransform(resize=256, crop=224)
     pairs: PositiveInt = 5
     step: PositiveInt = 1
     bound_px: PositiveFloat = 20.0

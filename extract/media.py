@@ -1,4 +1,4 @@
-"""The one place that opens media: probe, then decode sequentially with true times and rotation.
+"""The one place that opens media: probe, then decode sequentially with true times.
 
 Media are hostile. Only containers of a list are opened, none of which names other files, and only through FFmpeg's
 `file` protocol. How many packets there are and what time they span is read before a picture is decoded, and libavcodec
@@ -36,10 +36,8 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 from av.codec.hwaccel import HWAccel
-from av.sidedata.sidedata import SideData
 from av.stream import Disposition
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from extract.config import Limits
 from extract.span import Media, Span
@@ -57,11 +55,9 @@ LIVE = {  # schemes of addresses, and the protocols that FFmpeg may speak for ea
 FOREVER = ("rtsp", "rtmp", "udp")  # what goes on whether somebody reads or not
 CAMERA = re.compile(r"/dev/video\d+")
 ANSWER_S = 10.0  # how long an address or a camera may be silent
-LONGEST_PX = 1 << 16  # of a picture that is scaled before its crop; slivers would fill the memory
 MOST_LOST = 1000  # packets that do not decode, before the rest is given up
 DISORDER = 3  # pictures by which a container's times may be out of order
 LAST_US = 1 << 62
-Image = npt.NDArray[np.uint8]
 
 
 class MediaError(Exception):
@@ -98,40 +94,6 @@ class Decoded:
         """Count it, found at frame `number`."""
         self.errors += 1
         self.first_error = self.first_error or f"frame {number}: {what}"
-
-
-class Scaler:
-    """Short side to `resize_px`, centre crop of `crop_px`, turned as the file asks; one reused reformatter.
-
-    "rgb24" gives uint8 (crop_px, crop_px, 3), "gray" the luma, uint8 (crop_px, crop_px), both of full range.
-    """
-
-    def __init__(
-        self, resize_px: int, crop_px: int, interpolation: str, pixel_format: Literal["rgb24", "gray"] = "rgb24"
-    ) -> None:
-        self.resize_px, self.crop_px, self.pixel_format = resize_px, crop_px, pixel_format
-        self._filter = {"bilinear": Interpolation.BILINEAR, "bicubic": Interpolation.BICUBIC}[interpolation]
-        self._reformat = VideoReformatter().reformat
-
-    def __call__(self, frame: VideoFrame) -> Image:
-        """The middle of `frame`. Raises `MediaError` for a sliver that would become longer than `LONGEST_PX`."""
-        image = self._scaled(frame)
-        top, left = (image.shape[0] - self.crop_px) // 2, (image.shape[1] - self.crop_px) // 2
-        return _upright(image[top : top + self.crop_px, left : left + self.crop_px], frame)
-
-    def whole(self, frame: VideoFrame) -> Image:
-        """All of it: uint8 (H, W, ...), the short side `resize_px`."""
-        return _upright(self._scaled(frame), frame)
-
-    def _scaled(self, frame: VideoFrame) -> Image:
-        scale = self.resize_px / min(frame.width, frame.height)
-        width, height = (max(self.resize_px, round(side * scale)) for side in (frame.width, frame.height))
-        if max(width, height) > LONGEST_PX:
-            raise MediaError("too_large", f"{frame.width}x{frame.height} pixels would become {width}x{height}")
-        scaled = self._reformat(
-            frame, width=width, height=height, format=self.pixel_format, interpolation=self._filter, threads=1
-        )
-        return scaled.to_ndarray().astype(np.uint8, copy=False)
 
 
 def probe(path: Media, limits: Limits) -> Probe:
@@ -349,20 +311,6 @@ def _in_order(frames: Iterator[VideoFrame], step_us: int) -> Iterator[tuple[int,
             yield heappop(times), held.popleft()
     while held:
         yield heappop(times), held.popleft()
-
-
-def _upright(image: Image, frame: VideoFrame) -> Image:
-    """`image` (H, W, ...) turned and mirrored by the nearest multiple of a quarter turn of the frame's display matrix.
-
-    x' = ax + cy, y' = bx + dy with y down (ISO/IEC 14496-12, 8.3.2).
-    """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if not isinstance(matrix, SideData):
-        return image
-    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32, 5).tolist()
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        image, a, d = image.swapaxes(0, 1), c, b
-    return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
 
 
 def _time_us(timed: av.Packet[av.VideoStream] | VideoFrame, otherwise: int) -> int:

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from av.video.frame import VideoFrame
 
 from extract.config import CENTRE, AnyExtractor, FromVideo, Limits, Logmel, Tvl1, View, snippet
-from extract.media import Decoded, MediaError, Probe, Scaler, decode, probe
+from extract.media import Decoded, MediaError, Probe, decode, probe
 from extract.sampling import Window, rows
 from extract.samplings import Every, Sampling, Segments, Spread, Uniform
+from extract.scaler import Scaler
 from extract.span import Media
 from features.outcome import Outcome
 
@@ -33,7 +34,8 @@ PATCH = (96, 64)
 
 @dataclass(frozen=True)
 class Job:
-    """How pictures become samples: which frames, `frames` of them `stride` apart, scaled and cropped how."""
+    """How pictures become samples: which frames, `frames` of them `stride` apart, scaled and cropped how: to squares,
+    or to `crop_px` by `width_px`."""
 
     sampling: Sampling
     resize_px: int
@@ -46,11 +48,17 @@ class Job:
     hardware: Hardware = None
     views: tuple[View, ...] = CENTRE
     window: Window | None = None
+    width_px: int | None = None
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.crop_px, self.width_px or self.crop_px
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of one sample."""
-        picture = (self.crop_px, self.crop_px) if self.gray else (self.crop_px, self.crop_px, 3)
+        picture = self.sides if self.gray else (*self.sides, 3)
         return picture if self.frames == 1 else (self.frames, *picture)
 
     @property
@@ -64,7 +72,8 @@ class Job:
         how = transform["resize"] or crop, crop, transform["interpolation"] or "bilinear"
         hardware = None if config.decoder == "software" else config.decoder
         grey, views = isinstance(config, Tvl1), config.transform.views
-        return cls(config.sampling, *how, config.limits, *snippet(config), grey, hardware, views)
+        wide = transform.get("width")
+        return cls(config.sampling, *how, config.limits, *snippet(config), grey, hardware, views, width_px=wide)
 
 
 @dataclass(frozen=True)
@@ -208,7 +217,7 @@ class _Choice:
         """Take a frame; gives the rows that it completes, with window 0."""
         if self.every:
             for view in self.job.views:
-                yield 0, (time_us, seen(image, self.job.crop_px, view))
+                yield 0, (time_us, seen(image, self.job.sides, view))
             return
         self.images[number] = time_us, image
         while not self.late and self.waiting and max(self.waiting[0]) <= number:
@@ -229,18 +238,18 @@ class _Choice:
     def _row(self, row: list[int]) -> Iterator[tuple[int, Array]]:
         times = [self.images[n][0] for n in row]
         for view in self.job.views:
-            images = [seen(self.images[n][1], self.job.crop_px, view) for n in row]
+            images = [seen(self.images[n][1], self.job.sides, view) for n in row]
             yield (min(times) + max(times)) // 2, images[0] if self.job.frames == 1 else np.stack(images)
 
 
-def seen(image: Array, crop_px: int, view: View) -> Array:
-    """The square of (H, W, ...) that a view is; `extract.config.Transform`."""
+def seen(image: Array, sides: tuple[int, int], view: View) -> Array:
+    """The part of (H, W, ...), `sides` high and wide, that a view is; `extract.config.Transform`."""
     place, _, mirrored = view.partition("_")
-    room = [side - crop_px for side in image.shape[:2]]
+    room = [there - side for there, side in zip(image.shape[:2], sides, strict=True)]
     first = [n // 2 for n in room]
     long = 0 if room[0] > room[1] else 1
     first[long] = {"left": 0, "centre": first[long], "right": room[long]}[place]
-    cut = image[first[0] : first[0] + crop_px, first[1] : first[1] + crop_px]
+    cut = image[first[0] : first[0] + sides[0], first[1] : first[1] + sides[1]]
     return cut[:, ::-1] if mirrored else cut
 
 
@@ -284,7 +293,7 @@ def _choice(job: Job, video: Probe) -> _Choice | _Windows:
 
 
 def _scaler(job: Job) -> Scaler:
-    return Scaler(job.resize_px, job.crop_px, job.interpolation, "gray" if job.gray else "rgb24")
+    return Scaler(job.resize_px, job.crop_px, job.interpolation, "gray" if job.gray else "rgb24", job.width_px)
 
 
 def _pass(
@@ -302,7 +311,7 @@ def _pass(
 def _scaled(frame: VideoFrame, choice: _Choice | _Windows, done: dict[tuple[Any, ...], Array]) -> Array:
     job = choice.job
     middle = job.views == CENTRE
-    key = (job.resize_px, job.crop_px if middle else 0, job.interpolation, job.gray)
+    key = (job.resize_px, job.sides if middle or job.width_px else 0, middle, job.interpolation, job.gray)
     if key not in done:
         done[key] = choice.scale(frame) if middle else choice.scale.whole(frame)
     return done[key]

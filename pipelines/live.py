@@ -29,10 +29,11 @@ from av.video.frame import VideoFrame
 
 from extract.config import FromVideo, RgbDiff
 from extract.lanes import middle
-from extract.media import FOREVER, LIVE, Decoded, MediaError, Scaler, decode, decode_live, scheme_of
+from extract.media import FOREVER, LIVE, Decoded, MediaError, decode, decode_live, scheme_of
 from extract.runtime import engine, prepare
 from extract.samples import Array
 from extract.samplings import Segments, Uniform, own_frames
+from extract.scaler import Scaler
 from features.atomic import Lock, make_folder, publish_folder
 from features.errors import FramepoolError, UserError
 from features.recipe import file_sha256
@@ -80,9 +81,10 @@ class Live:
         self.pace = _pace(reader.config) if self._online else 1  # which frames labels() takes if nobody says
         self._limits = reader.config.limits  # type: ignore[union-attr]
         crop_px = scaling["crop"] or scaling["resize"]
+        width_px = scaling.get("width") or crop_px
         how = scaling["resize"] or crop_px, crop_px, scaling["interpolation"] or "bilinear"
-        self._scaler: Callable[[], Scaler] = lambda: Scaler(*how)
-        self._cut = middle((crop_px, crop_px, 3), source.facts["transform"]["crop"]) if source is not reader else ()
+        self._scaler: Callable[[], Scaler] = lambda: Scaler(*how, width_px=width_px)
+        self._cut = middle((crop_px, width_px, 3), source.facts["transform"]["crop"]) if source is not reader else ()
         self._engine: Any = None
         if getattr(source.config, "precision", None) == "int8":
             fix = "train the run on features in fp32 or bf16"

@@ -66,31 +66,34 @@ class NetworkGraph(nn.Module):
 
 
 class Scaled(nn.Module):
-    """Short side to `resize_px`, then the middle `crop_px` square, as `extract.media.Scaler` does with RGB frames.
+    """Short side to `resize_px`, then the middle `crop_px` by `width_px`, as `extract.scaler.Scaler` does with RGB.
 
     Each side is a product with a matrix of filter weights (swscale: taps follow the scale when shrinking, and those
     beyond an edge count for the edge), of which only the rows of the crop are made.
     """
 
-    def __init__(self, resize_px: int, crop_px: int, interpolation: str) -> None:
+    def __init__(self, resize_px: int, crop_px: int, interpolation: str, width_px: int | None = None) -> None:
         super().__init__()
-        self.resize_px, self.crop_px, self.cubic = resize_px, crop_px, interpolation != "bilinear"
+        self.resize_px, self.cubic = resize_px, interpolation != "bilinear"
+        self.height_px, self.width_px = crop_px, width_px or crop_px
 
     def forward(self, frames: Tensor) -> Tensor:
-        """(N,H,W,3) uint8 -> (N,S,S,3) float32 of whole numbers."""
+        """(N,H,W,3) uint8 -> (N,crop,width,3) float32 of whole numbers."""
         height, width = frames.shape[1], frames.shape[2]
         images = frames.permute(0, 3, 1, 2).float()  # (N,3,H,W)
-        images = images @ self._weights(width, height).T  # (N,3,H,S)
-        images = self._weights(height, width) @ images  # (N,3,S,S)
+        images = images @ self._weights(width, height, self.width_px, self.height_px).T  # (N,3,H,width)
+        images = self._weights(height, width, self.height_px, self.width_px) @ images  # (N,3,crop,width)
         return images.round().clamp(0, 255).permute(0, 2, 3, 1)
 
-    def _weights(self, side: int, other: int) -> Tensor:
-        """(S,side)."""
+    def _weights(self, side: int, other: int, crop_px: int, other_px: int) -> Tensor:
+        """(crop_px, side)."""
         here, there = torch.full((1,), side).float(), torch.full((1,), other).float()
         scaled = (here * self.resize_px / torch.minimum(here, there)).round()  # the whole side before the crop
+        if crop_px != other_px:
+            scaled = torch.maximum(scaled, (here * other_px / there).round()).clamp_min(crop_px)
         ratio = here / scaled
-        first = ((scaled - self.crop_px) / 2).floor()
-        middle = (torch.arange(self.crop_px) + first + 0.5) * ratio - 0.5  # (S,)
+        first = ((scaled - crop_px) / 2).floor()
+        middle = (torch.arange(crop_px) + first + 0.5) * ratio - 0.5  # (S,)
         taps = torch.arange(3 * side).float() - side
         x = (taps - middle[:, None]).abs() / ratio.clamp_min(1)  # (S,3*side)
         if self.cubic:
@@ -116,7 +119,8 @@ class Clip(nn.Module):
         self.modality, reader, settings = pictures(run)
         source = run.sources[self.modality]
         crop_px = settings["crop"] or settings["resize"]
-        self.scaled = Scaled(settings["resize"] or crop_px, crop_px, settings["interpolation"] or "bilinear")
+        how = settings["resize"] or crop_px, crop_px, settings["interpolation"] or "bilinear"
+        self.scaled = Scaled(*how, settings.get("width"))
         self.network = NetworkGraph(source) if isinstance(source.config, Networked) else None
         self.crop_px = source.facts["transform"]["crop"] if reader is not source else None
         self.rows = run.config.rows(self.modality).test  # type: ignore[union-attr]
@@ -183,6 +187,6 @@ def frames_a_row(source: Stage) -> int:
 
 
 def _middle(images: Tensor, crop_px: int) -> Tensor:
-    """(N,S,S,3) -> (N,crop,crop,3)."""
-    first = (images.shape[1] - crop_px) // 2
-    return images[:, first : first + crop_px, first : first + crop_px]
+    """(N,H,W,3) -> (N,crop,crop,3)."""
+    top, left = ((side - crop_px) // 2 for side in images.shape[1:3])
+    return images[:, top : top + crop_px, left : left + crop_px]

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from extract.config import Limits
-from extract.media import Decoded, MediaError, Scaler, decode
+from extract.media import Decoded, MediaError, decode
+from extract.scaler import Scaler
 from extract.shard import FRAME_US, Generator
 
 SIDE_PX: Final = 56

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 
 from extract.config import Limits
-from extract.media import Decoded, MediaError, Scaler, decode, probe
+from extract.media import Decoded, MediaError, decode, probe
+from extract.scaler import Scaler
 from features.outcome import Outcome
 from tests.hostile import jpeg, outcome_of, put, rewritten, sound, tracks, turned, write
 from tests.media import SHARED, needs_shared
@@ -203,6 +204,17 @@ def test_pictures_are_turned_and_mirrored_as_the_file_asks(
     straight = sketch(tmp_path / "clip.mp4")
     given = images(turned(tmp_path / "turned.mp4", straight, matrix), 48, 48, pixels=pixels)
     np.testing.assert_array_equal(given, turn(images(straight, 48, 48, pixels=pixels)))
+
+
+@pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (0, 1, -1, 0)])
+def test_a_wide_crop_is_of_the_picture_that_is_seen(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    path = turned(tmp_path / "turned.mp4", sketch(tmp_path / "clip.mp4"), matrix)
+    scale = Scaler(48, 40, "bilinear", width_px=60)
+    frame = next(decode(path, Limits(), Decoded()))[2]
+    whole = scale.whole(frame)
+    assert whole.shape == ((48, 64, 3) if matrix[0] else (80, 60, 3))
+    top, left = (whole.shape[0] - 40) // 2, (whole.shape[1] - 60) // 2
+    np.testing.assert_array_equal(scale(frame), whole[top : top + 40, left : left + 60])
 
 
 @needs_shared

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from extract.media import Scaler
+from extract.scaler import Scaler
 from features.atomic import make_folder
 from features.errors import FramepoolError, UserError
 from pipelines import __main__ as program
@@ -60,11 +60,12 @@ def test_every_head_gives_the_same_logits_as_a_graph(case: str, tmp_path: Path) 
 @pytest.mark.parametrize(("height", "width"), [(240, 320), (172, 128)])
 def test_a_graph_scales_as_the_decoder_does(height: int, width: int, interpolation: str) -> None:
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    for resize_px, crop_px in ((256, 224), (128, 112), (64, 64)):
+    for resize_px, crop_px, width_px in ((256, 224, None), (128, 112, None), (64, 64, None), (160, 150, 208)):
         if resize_px * 2 <= min(height, width):
             continue  # there swscale leaves out every other colour of RGB, which it does not with what codecs give
-        expected = Scaler(resize_px, crop_px, interpolation)(av.VideoFrame.from_ndarray(image, format="rgb24"))
-        got = Scaled(resize_px, crop_px, interpolation)(torch.from_numpy(image)[None])[0].numpy()
+        scaler = Scaler(resize_px, crop_px, interpolation, width_px=width_px)
+        expected = scaler(av.VideoFrame.from_ndarray(image, format="rgb24"))
+        got = Scaled(resize_px, crop_px, interpolation, width_px)(torch.from_numpy(image)[None])[0].numpy()
         apart_by = np.abs(got - expected)
         assert apart_by.max() <= 1 and apart_by.mean() < 0.06
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from extract.config import Limits
-from extract.media import Decoded, Scaler, decode
+from extract.media import Decoded, decode
 from extract.samples import Job, SoundJob, Told, parts
 from extract.sampling import Window, rows
 from extract.samplings import Clips, Every, Fps, Segments, Uniform
+from extract.scaler import Scaler
 from features.outcome import Outcome
 from pipelines.scoring.machine import merged
 from tests.hostile import sound, write
