@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from extract.config import NetworkConfig, Pixels, Rgb, Transform, recipe
+from extract.config import MapTransform, NetworkConfig, Pixels, Rgb, Transform, recipe
 from extract.decoders import Decoders, End
 from extract.fingerprint import Item, fingerprint, list_digest
 from extract.lanes import Batch, Writer
@@ -46,10 +46,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def task(folder: Path, store: Path, weights: str | None = "w.safetensors", **fields: Any) -> Task:
     """Frames as they are where there are no weights; else through the network, in batches of 4."""
     config: Pixels | Rgb
-    transform, sampling = Transform(resize=SIZE, crop=SIZE), Uniform(n=7)
+    sampling = Uniform(n=7)
     path = folder / weights if weights else None
     if path is None:
-        config = Pixels(kind="pixels", sampling=sampling, transform=transform)
+        config = Pixels(kind="pixels", sampling=sampling, transform=MapTransform(resize=SIZE, crop=SIZE))
     else:
         network = NetworkConfig(name="test_vit", weights=path, options={})
         transform = Transform(resize=160, crop=160)

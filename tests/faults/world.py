@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from extract.config import NetworkConfig, Pixels, Rgb, Transform, recipe
+from extract.config import MapTransform, NetworkConfig, Pixels, Rgb, Transform, recipe
 from extract.fingerprint import Item
 from extract.samplings import Uniform
 from extract.shard import Task, extract_shard
@@ -36,7 +36,7 @@ def task(folder: Path, *, store: Path | None = None, pixels: bool = False) -> Ta
     """The job: every frame count differs, so batches of 8 cross video borders."""
     config: Pixels | Rgb
     if pixels:
-        config = Pixels(kind="pixels", sampling=Uniform(n=5), transform=Transform(resize=32, crop=32))
+        config = Pixels(kind="pixels", sampling=Uniform(n=5), transform=MapTransform(resize=32, crop=32))
     else:
         network = NetworkConfig(name="test_resnet", weights=folder / "network.safetensors")
         config = Rgb(kind="rgb", sampling=Uniform(n=11), network=network, transform=Transform(resize=64, crop=64))

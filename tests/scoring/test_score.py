@@ -257,13 +257,13 @@ def test_a_machine_reads_again_and_again_and_asks_for_no_more_than_it_holds(here
 @pytest.mark.slow
 def test_stages_that_read_one_source_share_it(tmp_path: Path) -> None:
     """Two networks on one store of pictures: decoded once, each picture through one lane of pictures."""
-    from extract.config import NetworkConfig, Pixels, Rgb, Transform
+    from extract.config import MapTransform, NetworkConfig, Pixels, Rgb, Transform
     from extract.samplings import Uniform
     from extract.stage import Stage
 
     video = write_video(tmp_path / "v.mp4", frames=9)
     pixels = Stage.of(
-        Pixels(kind="pixels", sampling=Uniform(n=4), transform=Transform(resize=64, crop=64)),
+        Pixels(kind="pixels", sampling=Uniform(n=4), transform=MapTransform(resize=64, crop=64)),
         weights=None,
         cache=tmp_path / "cache",
     )
