@@ -33,7 +33,7 @@ class Transform(Config):
     """Short side to `resize` pixels, centre crop of `crop` pixels, values in [0, 1] less `mean` over `std`.
 
     What is left out comes with the network's weights. Each of the `views` of a sample is a row, one after the other:
-    the middle square or one at either end of the long side (`left` is the top of a tall picture), as it is or mirrored.
+    the middle or the part at either end of the long side (`left` is the top of a tall picture), as it is or mirrored.
     """
 
     resize: PositiveInt | None = None
@@ -58,7 +58,8 @@ class Transform(Config):
 
 class MapTransform(Transform):
     """Of rows that stay pictures: with `width` they are `crop` pixels high and `width` wide, which the crops of a
-    training are taken from (TSN's 340x256). A picture that would not fill that is enlarged until it does."""
+    training are taken from (TSN's 340x256). A picture that would not fill that is enlarged until it does: a tall one is
+    seen nearer than by an extractor of squares."""
 
     width: PositiveInt | None = None
 

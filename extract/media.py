@@ -6,7 +6,7 @@ is told the largest picture before it sees the first, so that it refuses a large
 the size changes on the way. What hangs (a FIFO, a network mount) is for the caller's clock.
 
     video = probe(path, Limits())
-    scale = Scaler(256, 224, "bilinear")
+    scale = Scaler(256, 224, "bilinear")                # of extract.scaler
     for number, time_us, frame in decode(path, Limits(), Decoded()):
         image = scale(frame)                        # uint8 (224, 224, 3) RGB, upright
 

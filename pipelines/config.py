@@ -95,7 +95,7 @@ class Dataset(Config):
         for key, sweep in self.sweeps.items():
             for name in sweep.heads(key).values():
                 if name not in self.heads:
-                    raise ValueError(f"names of heads in sweeps.{key}.cells, not {name!r}")
+                    raise ValueError(f"names of heads in the cells and rows of sweeps.{key}, not {name!r}")
         for comparison in self.comparisons:
             for name in (comparison.better, comparison.than):
                 if not comparison.datasets and name not in self.heads:

@@ -50,6 +50,7 @@ class Sweep(Config):
         if not isinstance(value, dict):
             return value
         found = {k: _labelled(v) if k in ("columns", "rows") else v for k, v in value.items()}
+        found |= {k: _texts(found[k]) for k in ("cells", "remarks") if k in found}
         columns, rows, cells = found.get("columns", {"": {}}), found.get("rows"), found.get("cells", {})
         if not (isinstance(columns, dict) and isinstance(rows, dict) and isinstance(cells, dict)):
             return found
@@ -65,10 +66,12 @@ class Sweep(Config):
         places = self._places().values()
         for place in self.cells:
             if place not in places:
-                raise ValueError(f"'column / row' in cells, not {place!r}")
+                expected = "'column / row'" if any(self.columns) else "a row"
+                raise ValueError(f"{expected} in cells, not {place!r}")
         for place in self.remarks:
             if place not in (*self.columns, *places):
-                raise ValueError(f"'column' or 'column / row' in remarks, not {place!r}")
+                expected = "'column' or 'column / row'" if any(self.columns) else "a row"
+                raise ValueError(f"{expected} in remarks, not {place!r}")
         return self
 
     def heads(self, name: str) -> dict[tuple[str, str], str]:
@@ -78,10 +81,11 @@ class Sweep(Config):
 
     def variants(self, name: str) -> list[tuple[str, dict[str, Any]]]:
         """The heads that are of this sweep: names, and configs as the YAML would have them."""
-        places = [at for at, place in self._places().items() if place not in self.cells]
-        configs = [_merged(_merged(self.head, self.columns[c]), self.rows[r]) for c, r in places]
-        known = {modality for config in configs for modality in config.get("features") or ()}
-        return [(_slug(name, *at), _cut(config, known)) for at, config in zip(places, configs, strict=True)]
+        places = self._places()
+        configs = {at: _merged(_merged(self.head, self.columns[at[0]]), self.rows[at[1]]) for at in places}
+        known = {modality for config in configs.values() for modality in config.get("features") or ()}
+        own = {at: config for at, config in configs.items() if places[at] not in self.cells}
+        return [(_slug(name, *at), _cut(config, known)) for at, config in own.items()]
 
     def _places(self) -> dict[tuple[str, str], str]:
         """(column, row) -> how `cells` and `remarks` call it; the row alone where the one column has no name."""
@@ -114,8 +118,13 @@ def _labelled(value: Any) -> Any:
         if isinstance(values, list):
             return {str(v): {field: v} for v in values}
     if isinstance(value, dict):
-        return {str(label): {} if override is None else override for label, override in value.items()}
+        return _texts({label: {} if override is None else override for label, override in value.items()})
     return value
+
+
+def _texts(value: Any) -> Any:
+    """Labels of numbers, as YAML reads them, are text."""
+    return {str(label): said for label, said in value.items()} if isinstance(value, dict) else value
 
 
 def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:

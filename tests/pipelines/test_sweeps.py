@@ -50,6 +50,25 @@ def test_cells_may_be_other_heads_or_none() -> None:
     assert ("no shift", "64") not in cells
 
 
+def test_a_cell_named_otherwise_leaves_the_options_of_the_others_alone() -> None:
+    extractors = {"rgb": {"kind": "pixels"}, "flow": {"kind": "pixels"}}
+    sweep = {
+        "title": "T",
+        "head": {"dropout": 0.5},
+        "columns": {"RGB": {"features": ["rgb"]}, "both": {"features": ["rgb", "flow"]}},
+        "rows": {"7": {"kind": "attention_cluster", "clusters": {"rgb": 64, "flow": 32}}},
+        "cells": {"both / 7": None},
+    }
+    videos = {"format": "folder", "root": "."}
+    value = {"title": "x", "videos": videos, "extractors": extractors, "sweeps": {"t": sweep}}
+    assert Dataset.parse(value, "c.yaml").heads["t_rgb_7"].clusters == {"rgb": 64}  # type: ignore[union-attr]
+
+
+def test_rows_that_are_numbers_are_called_as_they_are_written() -> None:
+    found = dataset(columns={"": {}}, rows={"clusters": [1, 2]}, cells={1: "t1_2"}, remarks={2: "both"})
+    assert found.sweeps["t1"].heads("t1") == {("", "1"): "t1_2", ("", "2"): "t1_2"}
+
+
 def test_a_table_may_be_of_other_heads_alone() -> None:
     own = {"average": {"kind": "average", "features": ["rgb"]}}
     value = {
@@ -74,7 +93,8 @@ def test_it_can_be_read_again() -> None:
         ({"paper": {"no shift": [1.0]}}, "2 figures for a column of no shift, FC1 \\+ shift, not no shift"),
         ({"top5": {"no": [1.0, 2.0]}}, "2 figures for a column of no shift, FC1 \\+ shift, not no"),
         ({"cells": {"no shift": "t1_fc1_shift_1"}}, "'column / row' in cells, not 'no shift'"),
-        ({"cells": {"no shift / 1": "other"}}, "names of heads in sweeps.t1.cells, not 'other'"),
+        ({"cells": {"no shift / 1": "other"}}, "names of heads in the cells and rows of sweeps.t1, not 'other'"),
+        ({"columns": {"": {}}, "cells": {" / 1": "t1_64"}}, "a row in cells, not ' / 1'"),
         ({"remarks": {"no shift / 3": "?"}}, "'column' or 'column / row' in remarks, not 'no shift / 3'"),
         ({"rows": {"clusters": [1, -2]}}, "number > 0"),
         ({"rows": {"a b": {}, "a-b": {}}}, "heads of different names, not two called t1_no_shift_a_b"),
