@@ -34,7 +34,6 @@ class Head(nn.Module):
     test_batch: ClassVar[int] = 128  # videos that are judged at once
     fitted: ClassVar[bool] = False  # computed by `fit` in one pass over the training videos; no gradient steps
     rows_together: int = 1  # rows of a test that are one to the head, and are not torn apart
-    in_doubles: bool = False  # computes in float64 on the way
 
     def __init__(self, shapes: Shapes, num_classes: int) -> None:
         super().__init__()

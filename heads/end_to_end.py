@@ -134,7 +134,7 @@ class EndToEnd(Head):
 
     def __init__(self, encoder: Encoder, head: Head) -> None:
         super().__init__(encoder.shapes, head.num_classes)
-        self.encoder, self.head, self.in_doubles = encoder, head, head.in_doubles
+        self.encoder, self.head = encoder, head
         self.rows_together = 1 if encoder.clips else encoder.config.frames
 
     def train_rows(self, n: int | None, generator: torch.Generator) -> Select:

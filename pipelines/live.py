@@ -238,11 +238,8 @@ class _Online:
 
 
 def _online(run: OfRun, cache: Path, threads: int) -> _Online:
-    """The step of the run's head, converted once. Raises `UserError` for a head on flow, or in float64."""
+    """The step of the run's head, converted once. Raises `UserError` for a head on flow."""
     head: Any = run.head
-    if head.in_doubles:
-        fix = "stream a run whose head computes in fp32"
-        raise UserError("OpenVINO computes in fp32", where=run.folder, got=f"{run.config.kind} in float64", fix=fix)
     folder = cache / f"online-{file_sha256(run.folder / WEIGHTS)[:16]}"
     with Lock(make_folder(cache) / f"{folder.name}.lock", wait_s=900):
         if not folder.is_dir():

@@ -84,9 +84,6 @@ def export_run(run: OfRun, folder: Path, form: str, *, videos: int, say: Say = p
     `videos` of the run's test videos are checked for real. Raises `FramepoolError` where a graph is further off than it
     may be.
     """
-    if form == "openvino" and run.head.in_doubles:
-        got, fix = f"{run.config.kind} in float64", "export it with --format onnx"
-        raise UserError("OpenVINO computes in fp32", where=run.folder, got=got, fix=fix)
     files: dict[str, Any] = {}
     clips = real_clips(run, videos)
     for graph in graphs_of(run):

@@ -46,7 +46,7 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
     "noisy_or-exclusive": (
         "noisy_or",
         VECTORS,
-        {"hidden": 9, "exclusive": True, "codes": "+", "classes": ("none", "a", "b", "a+b", "a+c+d+e+f+g+h+i+j")},
+        {"hidden": 9, "exclusive": True, "codes": "+", "classes": ("none", "a", "b", "a+b", "a+c+d")},
     ),
     "ridge": ("ridge", VECTORS, {}),
     "svm": ("svm", VECTORS, {}),

@@ -41,9 +41,7 @@ def test_every_head_gives_the_same_logits_as_a_graph(case: str, tmp_path: Path) 
     names, axes = [*modalities, *(f"{m}_mask" for m in modalities)], [{0: "videos", 1: rows[m]} for m in modalities] * 2
     features, masks = inputs(case)
     write(HeadGraph(head), [*features.values(), *masks.values()], tmp_path / "a.onnx", names, axes, "logits")
-    suffixes = [".onnx"] if head.in_doubles else [".onnx", ".xml"]
-    if not head.in_doubles:
-        write(HeadGraph(head), [*features.values(), *masks.values()], tmp_path / "a.xml", names, axes, "logits")
+    write(HeadGraph(head), [*features.values(), *masks.values()], tmp_path / "a.xml", names, axes, "logits")
     window = getattr(head, "rows_together", 1)  # graphs of an encoder on single frames take one window
     for videos, length in ((4, 6), (1, 1), (3, 30)) if window == 1 else ((4, window), (1, window), (3, window)):
         features, masks = inputs(case, videos=videos, length=length, seed=3)
@@ -52,7 +50,7 @@ def test_every_head_gives_the_same_logits_as_a_graph(case: str, tmp_path: Path) 
         with torch.inference_mode():
             expected = head(features, masks).numpy()
         given = {n: t.numpy() for n, t in zip(names, (*features.values(), *masks.values()), strict=True)}
-        for path in (tmp_path / f"a{suffix}" for suffix in suffixes):
+        for path in (tmp_path / "a.onnx", tmp_path / "a.xml"):
             assert apart(runner(path)(given), expected) < 2e-5, path.name
 
 
@@ -175,12 +173,6 @@ def test_rows_of_heads_on_maps_are_not_bytes(here: Path) -> None:
 def test_a_fusion_is_not_exported(here: Path, capsys: Any) -> None:
     assert program.main(["export", str(run_folder("late"))]) == 2
     assert "a fusion has no weights of its own" in capsys.readouterr().err
-
-
-def test_a_head_in_doubles_is_not_for_openvino(here: Path, tmp_path: Path) -> None:
-    run = replace(of_run(run_folder("average")), head=make("noisy_or-exclusive"))
-    with pytest.raises(UserError, match=r"OpenVINO computes in fp32: .* in float64; export it with --format onnx"):
-        export_run(run, tmp_path, "openvino", videos=1)
 
 
 @pytest.mark.slow
