@@ -204,6 +204,9 @@ class NoisyOrConfig(BaseConfig):
     hidden: PositiveInt = 128
     dropout: Share = 0.0
     exclusive: bool = Field(False, description="a row shows one class, or part of a code, at most")
+    counts: int = Field(
+        0, ge=0, le=4, description="learn what 1, ..., so many rows or more tell of a class; 0: the same"
+    )
     train: TrainConfig = TrainConfig()
 
 
@@ -358,7 +361,7 @@ HeadConfig = Annotated[
 # bumped when a change to the code changes a head's numbers
 NUMERICS: Final = {
     "attention_cluster": 4,
-    "noisy_or": 4,
+    "noisy_or": 5,
     **dict.fromkeys(("average", "vtn", "kft"), 3),
     **dict.fromkeys(("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm", "netvlad", "nextvlad"), 2),
     **dict.fromkeys(("ridge", "logistic", "tsn", "i3d"), 2),

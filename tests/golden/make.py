@@ -36,8 +36,8 @@ NETWORKS: tuple[tuple[str, Library, tuple[int, ...]], ...] = (
 SHOWN = 9
 TRAINED = (
     *("average", "attention_cluster-fc1", "attention_cluster-fc2", "flatten", "ts_lstm", "temporal_inception"),
-    *("bilstm", "stacked_lstm", "vtn-paper", "vtn-code", "netvlad", "nextvlad", "noisy_or", "noisy_or-exclusive"),
-    *("kft-3d", "kft-2d", "i3d"),
+    *("bilstm", "stacked_lstm", "vtn-paper", "vtn-code", "netvlad", "nextvlad", "noisy_or"),
+    *("noisy_or-exclusive", "noisy_or-counted", "kft-3d", "kft-2d", "i3d"),
 )
 END_POINTS = (
     *(

@@ -48,6 +48,11 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
         VECTORS,
         {"hidden": 9, "exclusive": True, "codes": "+", "classes": ("none", "a", "b", "a+b", "a+c+d")},
     ),
+    "noisy_or-counted": (
+        "noisy_or",
+        VECTORS,
+        {"hidden": 9, "exclusive": True, "counts": 2, "codes": "+", "classes": ("none", "a", "b", "a+b", "a+c+d")},
+    ),
     "ridge": ("ridge", VECTORS, {}),
     "svm": ("svm", VECTORS, {}),
     "logistic": ("logistic", VECTORS, {}),
@@ -108,7 +113,7 @@ ORDERED = ("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm",
 ZERO_ROW_SPEAKS = (
     *("attention_cluster-fc1", "attention_cluster-fc2", "attention_cluster-average", "attention_cluster-codes"),
     *("netvlad", "nextvlad"),
-    *("noisy_or", "noisy_or-codes", "noisy_or-exclusive"),
+    *("noisy_or", "noisy_or-codes", "noisy_or-exclusive", "noisy_or-counted"),
     *("bilstm", "stacked_lstm", "vtn-paper", "vtn-code"),
 )
 

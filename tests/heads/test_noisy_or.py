@@ -11,7 +11,7 @@ import torch
 
 import heads
 from features.errors import UserError
-from heads.noisy_or import _odds
+from heads.noisy_or import _messages, _odds
 from tests.heads.made import rows
 
 SETS = ("none", "a", "b", "a+b", "c", "a+c", "b+c", "a+b+c")
@@ -97,6 +97,82 @@ def test_an_exclusive_row_that_is_wrong_learns_however_sure_it_is(sure: float) -
 def test_equal_scores_share_an_exclusive_row() -> None:
     odds = _odds(torch.full((1, 1, 3), 5.0))
     torch.testing.assert_close(odds, torch.full((1, 1, 3), 5.0 - float(np.log(2 * np.exp(5) + 1))))
+
+
+@pytest.mark.parametrize("counts", [1, 2, 3, 4])
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_all_weights_alike_change_nothing(counts: int, exclusive: bool) -> None:
+    options = {"hidden": 5, "exclusive": exclusive}
+    plain: Any = heads.build("noisy_or", {"rgb": (9,), "flow": (4,)}, 3, **options).eval()
+    counted: Any = heads.build("noisy_or", {"rgb": (9,), "flow": (4,)}, 3, **options, counts=counts).eval()
+    counted.load_state_dict({**plain.state_dict(), "weights": torch.zeros(counts)})
+    features = {"rgb": 3 * rows((9,), 2, 6), "flow": rows((4,), 2, 3)}
+    masks = {"rgb": torch.arange(6) < torch.tensor([[6], [2]]), "flow": torch.arange(3) < torch.tensor([[1], [0]])}
+    torch.testing.assert_close(counted(features, masks), plain(features, masks), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("counts", [1, 2, 3, 4])
+@pytest.mark.parametrize("spread", [2.0, 12.0])
+def test_counts_add_up_over_every_choice_of_rows(counts: int, spread: float) -> None:
+    torch.manual_seed(counts)
+    head: Any = heads.build("noisy_or", {"rgb": (9,)}, 2, hidden=5, counts=counts).eval()
+    head.weights.data.copy_(torch.tensor([0.5, 2.0, -4.0, -1.0])[:counts])
+    head.rows["rgb"][-1].weight.data.mul_(spread)
+    features, masks = {"rgb": rows((9,), 1, 6)}, {"rgb": torch.arange(6)[None] < 5}
+    logits = head(features, masks)[0].detach().double()
+    odds = head.rows["rgb"](features["rgb"][0, :5]).detach().double()
+    for k in range(2):
+        found = 0.0
+        for choice in itertools.product([False, True], repeat=5):
+            if n := sum(choice):
+                found += float((head.weights[min(n, counts) - 1].detach() + odds[list(choice), k].sum()).exp())
+        assert logits[k].item() == pytest.approx(np.log(found), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("counts", [1, 2, 3, 4])
+def test_what_a_row_hears_is_what_the_others_count(counts: int) -> None:
+    odds = torch.tensor([1.5, -2.0, 9.0, -60.0, 0.3])
+    weights = torch.tensor([0.5, 2.0, -4.0, -1.0])[:counts]
+    w = [1.0, *weights.exp().tolist()]
+    found = _messages(odds.view(1, 5, 1), weights).flatten()
+    for row in range(5):
+        others = [np.exp(o) for i, o in enumerate(odds.tolist()) if i != row]
+        sums = [0.0, 0.0]
+        for choice in itertools.product([0, 1], repeat=4):
+            for more in range(2):
+                sums[more] += w[min(sum(choice) + more, counts)] * np.prod(
+                    [o for o, c in zip(others, choice, strict=True) if c]
+                )
+        assert found[row].item() == pytest.approx(np.log(sums[1] / sums[0]), rel=1e-4, abs=1e-4)
+
+
+def test_a_row_that_may_show_either_goes_to_the_class_that_lacks_one() -> None:
+    """Two rows show a, one b, and a class has one row or two: a row that looks a bit more like a than c is a c."""
+    head: Any = heads.build("noisy_or", {"rgb": (3,)}, 3, hidden=3, exclusive=True, counts=3).eval()
+    with torch.no_grad():
+        head.weights.copy_(torch.tensor([0.0, 0.0, -9.0]))
+        for layer, scale, bias in ((head.rows["rgb"][0], 1.0, 0.0), (head.rows["rgb"][-1], 1.0, -9.0)):
+            layer.weight.copy_(scale * torch.eye(3))
+            layer.bias.fill_(bias)
+    sure, noise = 30.0, [0.0, 0.0, 0.0]
+    seen = [[sure, 0, 0], [sure, 0, 0], [0, sure, 0], [16.0, 0.0, 15.0], noise, noise]
+    x, mask = torch.tensor([seen]), torch.ones(1, 6, dtype=torch.bool)
+    assert (head({"rgb": x}, {"rgb": mask})[0] > 0).tolist() == [True, True, True]
+    head.weights.data.zero_()
+    assert (head({"rgb": x}, {"rgb": mask})[0] > 0).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("sure", [30.0, 90.0])
+def test_a_counted_row_that_is_wrong_learns_however_sure_it_is(sure: float) -> None:
+    head: Any = heads.build("noisy_or", {"rgb": (2,)}, 2, hidden=2, exclusive=True, counts=2).eval()
+    with torch.no_grad():
+        for layer in (head.rows["rgb"][0], head.rows["rgb"][-1]):
+            layer.weight.copy_(torch.eye(2))
+            layer.bias.zero_()
+    x = torch.tensor([[[sure, 0.0], [0.0, 1.0]]], requires_grad=True)
+    logits = head({"rgb": x}, {"rgb": torch.ones(1, 2, dtype=torch.bool)})
+    (found,) = torch.autograd.grad(logits[0, 0], x)
+    assert found.isfinite().all() and found[0, 0, 0] > 0.5
 
 
 def test_a_head_with_codes_has_an_output_a_part() -> None:

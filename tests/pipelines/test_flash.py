@@ -219,9 +219,9 @@ def test_the_small_twin_fills_its_table(tmp_path: Path) -> None:
     units = twin["sweeps"]["units"]
     units["rows"] = {"clusters": [1, 8]}
     units["columns"] = {name: units["columns"][name] for name in ("average", "FC1 + shift")}
-    for head in (units["head"], twin["heads"]["noisy_or"], twin["heads"]["noisy_or_exclusive"]):
+    for head in (units["head"], twin["heads"]["noisy_or"], twin["heads"]["noisy_or_counted"]):
         head["train"] = {**head["train"], "epochs": 8}
-    del twin["heads"]["noisy_or_classes"]
+    del twin["heads"]["noisy_or_classes"], twin["heads"]["noisy_or_exclusive"]
     for name, config in shipped.items():
         world.write_config(tmp_path, config, name)
     world.snakemake(tmp_path, "results/flash-digits")
@@ -229,7 +229,7 @@ def test_the_small_twin_fills_its_table(tmp_path: Path) -> None:
         best = {(row["column"], row["row"]): float(row["best_epoch"]) for row in csv.DictReader(stream)}
     assert best["FC1 + shift", "8"] > 0.9 > best["average", "1"] > 0.2
     page = (tmp_path / "results/flash-digits/index.html").read_text()
-    assert units["title"] in page and "noisy_or_exclusive" in page
+    assert units["title"] in page and "noisy_or_counted" in page
 
 
 def test_another_datasets_training_is_planned_with_it(tmp_path: Path) -> None:
