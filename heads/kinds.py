@@ -205,7 +205,7 @@ class NoisyOrConfig(BaseConfig):
     dropout: Share = 0.0
     exclusive: bool = Field(False, description="a row shows one class, or part of a code, at most")
     counts: int = Field(
-        0, ge=0, le=4, description="learn what 1, ..., so many rows or more tell of a class; 0: the same"
+        0, ge=0, le=4, description="learn what one, ..., so many rows or more tell of a class; 0: not counted"
     )
     train: TrainConfig = TrainConfig()
 

@@ -48,7 +48,7 @@ from heads.dropout import Dropout
 
 _LEAST: Final = 1e-30  # of a chance, and of -log(1 - P)
 _NEVER: Final = -1e4  # log odds of a row that is not there
-_SUREST: Final = 20.0  # log odds, where rows are counted: products of three, summed, stay within float32
+_SUREST: Final = 20.0  # log odds, where rows are counted: products of three, of 10,000 rows, stay within float32
 
 
 class NoisyOr(Head):

@@ -151,8 +151,8 @@ def test_a_row_that_may_show_either_goes_to_the_class_that_lacks_one() -> None:
     head: Any = heads.build("noisy_or", {"rgb": (3,)}, 3, hidden=3, exclusive=True, counts=3).eval()
     with torch.no_grad():
         head.weights.copy_(torch.tensor([0.0, 0.0, -9.0]))
-        for layer, scale, bias in ((head.rows["rgb"][0], 1.0, 0.0), (head.rows["rgb"][-1], 1.0, -9.0)):
-            layer.weight.copy_(scale * torch.eye(3))
+        for layer, bias in ((head.rows["rgb"][0], 0.0), (head.rows["rgb"][-1], -9.0)):
+            layer.weight.copy_(torch.eye(3))
             layer.bias.fill_(bias)
     sure, noise = 30.0, [0.0, 0.0, 0.0]
     seen = [[sure, 0, 0], [sure, 0, 0], [0, sure, 0], [16.0, 0.0, 15.0], noise, noise]
