@@ -114,9 +114,10 @@ def by_epoch(table: Table) -> str | None:
             axes.set_title(short(column or table.name))
             axes.grid(axis="y")
             axes.margins(x=0.01)
-            axes.set_ylim(0, 1.02)
             axes.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.0f}")
             axes.xaxis.get_major_locator().set_params(integer=True)
+        bottom, top = grid[0].get_ylim()  # shared; ten points at least, so that chance does not look like much
+        grid[0].set_ylim(max(0, min(bottom, top - 0.1)), min(1.02, top))
         for axes in grid[max(0, len(columns) - across) : len(columns)]:
             axes.set_xlabel("epoch")
             axes.tick_params(labelbottom=True)
