@@ -26,8 +26,8 @@ VIDEOS: Final = 4
 
 @torch.no_grad()
 def write_attention(folder: Path, head: Head, config: BaseConfig, data: Data, predictions: Predictions) -> None:
-    """Of the first videos of different classes that the head has right; nothing for a head without attention. Of
-    streamed features only those in the first block."""
+    """Of the first videos of different classes that the head has right, where videos have several labels: whose highest
+    score is one of theirs; nothing for a head without attention. Of streamed features only those in the first block."""
     chosen = torch.tensor(_chosen(data, predictions), dtype=torch.int64)
     if not hasattr(head, "attention") or not len(chosen):
         return
@@ -38,7 +38,7 @@ def write_attention(folder: Path, head: Head, config: BaseConfig, data: Data, pr
     chosen = chosen[places]
     rows, masks = head.completed(*features.batch(numbers, select, device, config.align))
     kept: dict[str, Any] = {"ids": np.array([data.features.ids[k] for k in chosen.tolist()])}
-    kept["labels"] = np.array([data.classes[int(data.labels[k])] for k in chosen.tolist()])
+    kept["labels"] = np.array([_named(data, k) for k in chosen.tolist()])
     for modality, weights in head.attention(rows, masks).items():  # type: ignore[operator]
         kept[f"weights {modality}"] = weights.float().cpu().numpy()
         kept[f"time_us {modality}"] = _times(features, config, modality, numbers, select)
@@ -48,16 +48,22 @@ def write_attention(folder: Path, head: Head, config: BaseConfig, data: Data, pr
 
 
 def _chosen(data: Data, predictions: Predictions) -> list[int]:
-    if data.multi_label or not len(predictions.ids):
+    if not len(predictions.ids):
         return []
-    right = predictions.logits.argmax(axis=1) == predictions.labels
+    best, labels = predictions.logits.argmax(axis=1), predictions.labels
+    right = labels[np.arange(len(best)), best] if data.multi_label else labels == best
     found: dict[int, int] = {}
-    for video, label, good in zip(data.test.tolist(), predictions.labels.tolist(), right.tolist(), strict=True):
+    for video, label, good in zip(data.test.tolist(), best.tolist(), right.tolist(), strict=True):
         if good:
             found.setdefault(label, video)
     classes = sorted(found)
     few = [classes[k * len(classes) // VIDEOS] for k in range(VIDEOS)] if len(classes) > VIDEOS else classes
     return [found[label] for label in few]
+
+
+def _named(data: Data, video: int) -> str:
+    label = data.labels[video]
+    return ", ".join(data.classes[k] for k in (label.nonzero()[:, 0] if data.multi_label else label[None]).tolist())
 
 
 def _times(

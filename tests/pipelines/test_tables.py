@@ -13,13 +13,14 @@ import pytest
 from features.errors import DamagedStore
 from features.videolist import Video, VideoList
 from heads.kinds import AttentionClusterConfig
-from heads.results import read_attention
+from heads.results import read_attention, read_predictions
 from pipelines.report import assemble
 from pipelines.report.page import outside
 from pipelines.report.runs import by_head, read_run
 from pipelines.report.tables import tables
 from pipelines.report.thumbnails import SIDE_PX, thumbnails
 from pipelines.sweeps import Sweep
+from tests.heads.made import CLASSES, problem
 from tests.heads.test_training import go
 from tests.media import write_video
 from tests.pipelines.test_report import make_run
@@ -100,7 +101,7 @@ def test_the_page_shows_it(tmp_path: Path) -> None:
 
 
 def cluster(folder: Path, **changed: Any) -> None:
-    train = {"epochs": 15, "batch": 16, "lr": 1e-2}
+    train = {"epochs": 15, "batch": 16, "lr": 1e-2, "balanced": "data" not in changed}
     go(folder, AttentionClusterConfig(features=("rgb",), clusters=4, dropout=0.2, train=train), **changed)  # type: ignore[arg-type]
 
 
@@ -118,6 +119,23 @@ def test_a_head_leaves_what_its_units_look_at(tmp_path: Path) -> None:
     (tmp_path / "attention.npz").write_bytes(b"no zip")
     with pytest.raises(DamagedStore, match=r"run is not complete: .*attention\.npz"):
         read_attention(tmp_path)
+
+
+def test_a_video_with_several_labels_is_shown_under_all_of_them(tmp_path: Path) -> None:
+    features, labels = problem()
+    several = np.eye(4, dtype=bool)[labels] | np.eye(4, dtype=bool)[(labels + 1) % 4]
+    cluster(tmp_path, data=(features, several))
+    kept = read_predictions(tmp_path)
+    logits, true = (dict(zip(kept.ids, values, strict=True)) for values in (kept.logits, kept.labels))
+    looks = read_attention(tmp_path)
+    assert 2 <= len(looks) <= 4
+    for look in looks:
+        assert true[look.id][logits[look.id].argmax()]
+        assert look.label == ", ".join(CLASSES[k] for k in np.flatnonzero(true[look.id]))
+        np.testing.assert_allclose(look.weights["rgb"].sum(axis=1), 1, rtol=1e-5)
+    best = [int(logits[look.id].argmax()) for look in looks]
+    assert best == sorted(set(best)), "of different classes"
+    assert {look.label.count(",") for look in looks} == {1}
 
 
 def test_pictures_are_the_frames_of_the_times(tmp_path: Path) -> None:
