@@ -12,35 +12,23 @@ Legend: V videos in all, N rows in all, B videos of a batch, L rows of a video, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
 from features.align import nearest
-from features.errors import FramepoolError, UserError
-from features.manifest import Manifest
-from features.store import read_manifest, read_shard, shards
+from features.rows import Arrays, Reading, facts_of, readings
 
 Batch = tuple[dict[str, Tensor], dict[str, Tensor]]  # {modality: (B,L,*D)}, {modality: (B,L) bool}
 Select = Callable[[Tensor], tuple[Tensor, Tensor]]  # row counts (B,) -> row numbers (B,L) ascending, mask (B,L); L >= 1
 Picked = dict[str, tuple[Tensor, Tensor]]  # {modality: row numbers within each video (B,L), mask (B,L)}
 Start = tuple[int, Tensor]  # blocks to pass over, and the state of the generator when the next one was asked for
-_DTYPES: Final = {"uint8": torch.uint8, "float16": torch.float16, "float32": torch.float32}
 _MEAN_ROWS: Final = 1024  # summed at a time
-_READERS: Final = 3  # shards that are read, checked and unpacked at a time
-_SAFETY_BYTES: Final = 256 << 20  # left free beside the rows
-
-
-class TooLarge(FramepoolError):
-    """Features that do not fit in memory. Exit code 1."""
 
 
 def all_rows(lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,20 +107,17 @@ class Features:
 
         The store's own reader refuses damaged shards and rows that are not finite, naming the video.
         """
-        manifests, wanted = cls.check_memory(stores, ids)
-        rows = {modality: read_rows(stores[modality], found, wanted) for modality, found in manifests.items()}
-        facts = facts_of(stores, {modality: dict(found) for modality, found in manifests.items()})
-        return cls(tuple(ids), rows, facts)
+        found = readings(stores, ids)
+        return cls.having(ids, found, {m: reading.read(reading.empty()) for m, reading in found.items()})
 
-    @staticmethod
-    def check_memory(
-        stores: Mapping[str, Path], ids: Sequence[str], processes: int = 1
-    ) -> tuple[dict[str, list[tuple[int, Manifest]]], dict[str, int]]:
-        """What `open` would read; raises `TooLarge` where so many `processes` of a machine have no room for it."""
-        manifests = {modality: manifests_of(folder) for modality, folder in stores.items()}
-        wanted = wanted_places(ids)
-        _check_memory(manifests, wanted, processes)
-        return manifests, wanted
+    @classmethod
+    def having(cls, ids: Sequence[str], found: Mapping[str, Reading], arrays: Mapping[str, Arrays]) -> Self:
+        """The rows of `ids` that have been read into `arrays`."""
+        rows = {}
+        for modality, reading in found.items():
+            data, time_us = arrays[modality]
+            rows[modality] = Rows(*map(torch.from_numpy, (data, reading.starts, reading.lengths, time_us)))
+        return cls(tuple(ids), rows, {modality: facts_of(r.folder, r.manifests) for modality, r in found.items()})
 
     @classmethod
     def of(
@@ -267,97 +252,3 @@ class Features:
         starts, counts = own.starts[videos], own.lengths[videos]
         rows = nearest(reference_us.numpy(), own.time_us.numpy(), starts.numpy(), counts.numpy())
         return torch.from_numpy(rows), mask & (counts > 0)[:, None]
-
-
-def wanted_places(ids: Sequence[str]) -> dict[str, int]:
-    """Where each video stands in `ids`; refuses one that is there twice."""
-    wanted = {video: place for place, video in enumerate(ids)}
-    if len(wanted) != len(ids):
-        raise FramepoolError("a video is listed twice", got=next(v for k, v in enumerate(ids) if wanted[v] != k))
-    return wanted
-
-
-def facts_of(stores: Mapping[str, Path], manifests: Mapping[str, Mapping[int, Manifest]]) -> dict[str, dict[str, Any]]:
-    """What a run records of the stores that it reads."""
-    firsts = {modality: next(iter(found.values())) for modality, found in manifests.items()}
-    return {m: {"store": Path(stores[m]).name, "digest": f.digest, "facts": f.facts} for m, f in firsts.items()}
-
-
-def row_bytes(manifests: Mapping[int, Manifest]) -> int:
-    """Bytes of one row of a store."""
-    first = next(iter(manifests.values()))
-    return math.prod(first.row_shape) * np.dtype(first.dtype).itemsize
-
-
-def manifests_of(folder: Path) -> list[tuple[int, Manifest]]:
-    """The manifests of a store's shards, all of one recipe, weights and row shape."""
-    found = [(shard, read_manifest(folder, shard)) for shard in shards(folder)]
-    if not found:
-        raise UserError("no features here", where=folder, expected="00000.json ...", fix="run framepool extract first")
-    first = found[0][1]
-    for shard, manifest in found[1:]:
-        for what in ("digest", "facts", "row_shape", "dtype"):
-            expected, got = getattr(first, what), getattr(manifest, what)
-            if expected != got:
-                fix = "shards of different recipes or weights do not mix: remove the odd ones and extract again"
-                where = f"{folder}: shards {found[0][0]:05d} and {shard:05d} differ in {what}"
-                raise FramepoolError("mixed store", where=where, expected=expected, got=got, fix=fix)
-    return found
-
-
-def _check_memory(
-    manifests: Mapping[str, list[tuple[int, Manifest]]], wanted: Mapping[str, int], processes: int
-) -> None:
-    needed = _SAFETY_BYTES
-    for shards_ in manifests.values():
-        size = row_bytes(dict(shards_))
-        kept = sum(int(counts_of(m)[[video in wanted for video in m.ids]].sum()) for _, m in shards_)
-        largest = max(m.rows for _, m in shards_)
-        needed += size * (kept + _READERS * largest)  # the rows, and the shards that are being read
-    needed, available = processes * needed, psutil.virtual_memory().available
-    if needed > available:
-        fix = "stream them (framepool train --stream), or train on fewer modalities"
-        got = f"{available} available"
-        raise TooLarge("features do not fit in memory", expected=f"{needed} bytes", got=got, fix=fix)
-
-
-def counts_of(manifest: Manifest) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """(V,) rows of each video of a shard."""
-    return np.array([outcome.rows for outcome in manifest.outcomes], dtype=np.int64)
-
-
-def read_rows(folder: Path, manifests: Sequence[tuple[int, Manifest]], wanted: Mapping[str, int]) -> Rows:
-    """The rows of the wanted videos in store order, and where each video's begin."""
-    first = manifests[0][1]
-    places = [np.array([wanted.get(video, -1) for video in m.ids], dtype=np.int64) for _, m in manifests]
-    total = sum(int(counts_of(m)[place >= 0].sum()) for place, (_, m) in zip(places, manifests, strict=True))
-    data = torch.empty((total + 1, *first.row_shape), dtype=_DTYPES[first.dtype])
-    time_us = torch.empty(total + 1, dtype=torch.int64)
-    data[total:], time_us[total:] = 0, 0
-    starts, lengths = np.zeros(len(wanted), dtype=np.int64), np.full(len(wanted), -1, dtype=np.int64)
-    position, todo = 0, []
-    for place, (shard, manifest) in zip(places, manifests, strict=True):
-        keep = place >= 0
-        kept = counts_of(manifest)[keep]
-        if keep.any():
-            todo.append((shard, keep, position))
-        ends = position + np.cumsum(kept)
-        starts[place[keep]], lengths[place[keep]] = ends - kept, kept
-        position += int(kept.sum())
-
-    def read(job: tuple[int, np.ndarray[Any, Any], int]) -> None:
-        shard, keep, at = job
-        stored = read_shard(folder, shard)
-        rows = slice(None) if keep.all() else np.repeat(keep, np.diff(stored.offsets))
-        frames, times = stored.frames[rows], stored.time_us[rows]
-        data[at : at + len(frames)] = torch.from_numpy(frames)
-        time_us[at : at + len(frames)] = torch.from_numpy(times)
-
-    with ThreadPoolExecutor(_READERS) as readers:
-        list(readers.map(read, todo))
-    if (lengths < 0).any():
-        missing = [video for video, place in wanted.items() if lengths[place] < 0]
-        got = f"{missing[0]} is not among them" + (f", nor are {len(missing) - 1} others" if len(missing) > 1 else "")
-        fix = "extract the shards that are missing"
-        raise FramepoolError("store lacks videos", where=folder, expected=f"all {len(wanted)} videos", got=got, fix=fix)
-    return Rows(data, torch.from_numpy(starts), torch.from_numpy(lengths), time_us)

@@ -20,20 +20,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from features.batches import (
-    Block,
-    Features,
-    Start,
-    TooLarge,
-    counts_of,
-    facts_of,
-    manifests_of,
-    read_rows,
-    row_bytes,
-    wanted_places,
-)
+from features.batches import Block, Features, Start
 from features.errors import FramepoolError
-from features.manifest import Manifest
+from features.rows import Manifests, Reading, TooLarge, counts_of, facts_of, manifests_of, row_bytes, wanted_places
 
 _SHARE: Final = 0.3  # of the free memory that a block takes; two are there at a time
 
@@ -70,7 +59,7 @@ class Stream:
 
     ids: tuple[str, ...]
     folders: Mapping[str, Path]
-    manifests: Mapping[str, Mapping[int, Manifest]]  # modality -> shard -> manifest
+    manifests: Mapping[str, Manifests]
     stores: dict[str, dict[str, Any]]
     shard: Tensor  # (V,) which shard a video is in
     lengths: Mapping[str, Tensor]  # (V,) rows
@@ -81,7 +70,7 @@ class Stream:
     def open(cls, stores: Mapping[str, Path], ids: Sequence[str], block_bytes: int | None = None) -> Self:
         """Look at the manifests alone. `block_bytes`: of the rows of a block; None: what the machine has room for.
         Then `blocks` raises `TooLarge` where it has none for a single shard."""
-        manifests = {modality: dict(manifests_of(folder)) for modality, folder in stores.items()}
+        manifests = {modality: manifests_of(folder) for modality, folder in stores.items()}
         wanted = wanted_places(ids)
         shard, lengths = torch.full((len(ids),), -1), {}
         for modality, found in manifests.items():
@@ -101,7 +90,8 @@ class Stream:
                 raise FramepoolError("store lacks videos", where=stores[modality], expected=expected, got=got, fix=fix)
         size = block_bytes or int(psutil.virtual_memory().available * _SHARE)
         room = None if block_bytes else size
-        return cls(tuple(ids), dict(stores), manifests, facts_of(stores, manifests), shard, lengths, size, room)
+        facts = {modality: facts_of(stores[modality], found) for modality, found in manifests.items()}
+        return cls(tuple(ids), dict(stores), manifests, facts, shard, lengths, size, room)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -198,8 +188,8 @@ class Stream:
         inside = torch.nonzero(torch.isin(self.shard, torch.tensor(shards))).flatten().tolist()
         ids = [self.ids[k] for k in inside]
         wanted = wanted_places(ids)
-        rows = {
-            m: read_rows(self.folders[m], [(s, found[s]) for s in sorted(shards) if s in found], wanted)
-            for m, found in self.manifests.items()
+        found = {
+            m: Reading.of(self.folders[m], {s: there[s] for s in sorted(shards) if s in there}, wanted)
+            for m, there in self.manifests.items()
         }
-        return Features(tuple(ids), rows, {})
+        return Features.having(ids, found, {m: reading.read(reading.empty()) for m, reading in found.items()})

@@ -9,17 +9,14 @@ Where there is no such fork (other systems, features on a GPU) they run one afte
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from functools import partial
+from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from features.errors import FramepoolError
+from pipelines.forked import Forked, tried
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,64 +31,29 @@ def side_by_side(jobs: Sequence[T], work: Callable[[T], R], workers: int) -> Ite
     """
     if workers == 1 or sys.platform != "linux":
         for job in jobs:
-            yield job, _tried(work, job)
+            yield job, tried(partial(work, job))
         return
-    todo, running = list(reversed(jobs)), dict[Any, tuple[T, BaseProcess]]()
+    todo, running = list(reversed(jobs)), dict[Any, tuple[T, Forked[R]]]()
     try:
         while todo or running:
             while todo and len(running) < workers:
                 job = todo.pop()
-                connection, process = _started(work, job)
-                running[connection] = job, process
+                child = Forked(partial(_alone, work, job), "a training")
+                running[child.pipe] = job, child
             for ready in wait(list(running)):
-                job, process = running.pop(ready)
-                yield job, _received(ready, process)  # type: ignore[arg-type]
+                job, child = running.pop(ready)
+                yield job, child.answer()
     finally:
-        for _, process in running.values():
-            process.terminate()
-        for _, process in running.values():
-            process.join()
+        for _, child in running.values():
+            child.end()
+        for _, child in running.values():
+            child.wait()
 
 
-def _tried(work: Callable[[T], R], job: T) -> R | FramepoolError:
-    try:
-        return work(job)
-    except FramepoolError as error:
-        return error
-
-
-def _started(work: Callable[[T], R], job: T) -> tuple[Connection, BaseProcess]:
-    context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(work, job, theirs, os.getpid()))
-    sys.stdout.flush()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # the other threads of the parent wait for work
-        process.start()
-    theirs.close()
-    return ours, process
-
-
-def _child(work: Callable[[T], R], job: T, answer: Connection, parent: int) -> None:
+def _alone(work: Callable[[T], R], job: T) -> R:
     import torch
 
-    from extract.decoders import die_with_parent
-
-    die_with_parent(signal.SIGTERM, parent)
     # Also makes torch's pool, which the fork broke, anew. Left to the first threads that ask for it, autograd's among
     # them, one may find none ("Invalid thread pool!") and abort.
     torch.set_num_threads(1)
-    answer.send(_tried(work, job))
-
-
-def _received(answer: Connection, process: BaseProcess) -> Any:
-    try:
-        return answer.recv()
-    except EOFError:
-        process.join()
-        return FramepoolError(
-            "a training ended without a word", got=f"exit code {process.exitcode}", fix="run it again"
-        )
-    finally:
-        answer.close()
-        process.join()
+    return work(job)

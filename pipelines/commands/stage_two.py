@@ -10,9 +10,8 @@ import platform
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,17 +25,14 @@ from features.errors import FramepoolError, UserError
 from features.recipe import digest
 from features.videolist import VideoList
 from pipelines import plan as plans
-from pipelines.commands.stage_one import task_of
 from pipelines.comparisons import Comparison
 from pipelines.described import bring_weights, described
 from pipelines.plan import Plan, Run, Store
 from pipelines.side_by_side import side_by_side
+from pipelines.sources import Ahead, opened, read, reading_ahead
 
 if TYPE_CHECKING:
-    from features.batches import Features
-    from features.stream import Stream
     from heads.config import BaseConfig
-    from pipelines.virtual import Virtual
 
 PACKAGES = ("torch", "torchvision", "timm", "openvino", "av", "zarr", "numpy", "scikit-learn", "snakemake")
 
@@ -46,20 +42,21 @@ def train(args: Namespace) -> None:
 
     A training that fails does not stop the others; the error of the first is raised at the end.
     """
-    from heads.parallel import asked, group, here
-
-    with group(args.device) as device:
-        args.device, args.threads = str(device), max(1, args.threads // here())
-        _train(args, asked().first)
-
-
-def _train(args: Namespace, first: bool) -> None:
-    """What each process of torchrun does; the first one judges what needs no training, and writes."""
     plan = plans.of(args.dataset)
     runs = [plan.run(head, args.split or plan.config.splits[0]) for head in dict.fromkeys(args.head)]
+    with reading_ahead(_stores(runs), args.stream) as ahead:
+        from heads.parallel import asked, group, here
+
+        with group(args.device) as device:
+            args.device, args.threads = str(device), max(1, args.threads // here())
+            _train(runs, args, asked().first, ahead)
+
+
+def _train(runs: Sequence[Run], args: Namespace, first: bool, ahead: Ahead | None) -> None:
+    """What each process of torchrun does; the first one judges what needs no training, and writes."""
     found: dict[str, dict[int, dict[str, Any]]] = {run.name: {} for run in runs}
     start, errors = time.monotonic(), []
-    for (run, seed), metrics in _trained([r for r in runs if not r.members], args):
+    for (run, seed), metrics in _trained([r for r in runs if not r.members], args, ahead):
         if isinstance(metrics, FramepoolError):
             print(f"framepool: {run.name} seed {seed}: {metrics}", file=sys.stderr, flush=True)
             errors.append(metrics)
@@ -81,7 +78,9 @@ def _tell(run: Run, seed: int, metrics: dict[str, Any], found: dict[int, dict[st
         write_json(run.folder / "trained.json", {"run": run.name, "metrics": {str(s): m for s, m in found.items()}})
 
 
-def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, int], dict[str, Any] | FramepoolError]]:
+def _trained(
+    runs: Sequence[Run], args: Namespace, ahead: Ahead | None
+) -> Iterator[tuple[tuple[Run, int], dict[str, Any] | FramepoolError]]:
     """Heads on the rows of their stores, each store read once."""
     if not runs:
         return
@@ -102,14 +101,14 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
     if args.device == "cpu":
         keep_freed_memory()  # of a shard that was read for the next
     torch.set_num_threads(args.threads if workers == 1 else 1)  # before the first tensor: children inherit no threads
-    stores = {m: store for run in runs for m, store in run.stores.items()}
+    stores = _stores(runs)
     contents = {m: _contents(store) for m, store in stores.items()}
     videos, train_set, test_set, labels = split_of(plan, runs[0].split)
     said = f"{len(train_set)} train, {len(test_set)} test videos, {len(videos.classes)} classes"
     say = partial(print, flush=True) if own.first else _silent
     together = f", {own.count} processes" if own.count > 1 else ""
     say(f"{', '.join(run.name for run in runs)}: {said}{together}")
-    features = _opened(stores, args, here())
+    features = opened(stores, threads=args.threads, stream=args.stream, processes=here(), ahead=ahead)
     if not isinstance(features, Features):  # several trainings at once would read past each other
         workers = 1
         torch.set_num_threads(args.threads)
@@ -170,6 +169,10 @@ def _trained(runs: Sequence[Run], args: Namespace) -> Iterator[tuple[tuple[Run, 
             say(f"  {features.in_words()}")
 
 
+def _stores(runs: Sequence[Run]) -> dict[str, Store]:
+    return {m: store for run in runs if not run.members for m, store in run.stores.items()}
+
+
 def _in_turn(runs: Sequence[Run]) -> Iterator[list[Run]]:
     """`runs` in lists, each of runs that wait for none but those of the lists before it."""
     todo = list(runs)
@@ -182,29 +185,6 @@ def _in_turn(runs: Sequence[Run]) -> Iterator[list[Run]]:
 
 def _silent(_: str) -> None:
     """The other processes leave speaking to the first."""
-
-
-def _opened(stores: Mapping[str, Store], args: Namespace, processes: int = 1) -> Features | Stream | Virtual:
-    """In memory where they fit there, once for each of the machine's `processes`; what is not stored is computed."""
-    from pipelines.virtual import Virtual
-
-    plan = next(iter(stores.values())).plan
-    ids = [v.id for v in plan.videos.videos]
-    kept = {m: s.folder for m, s in stores.items() if s.config.store}
-    if len(kept) == len(stores):
-        return _read(kept, ids, args.stream, processes)
-    from features.batches import Features
-
-    live = {m: s for m, s in stores.items() if m not in kept}
-    return Virtual.open(
-        {m: task_of(s, 0) for m, s in live.items()},
-        Features.open(kept, ids) if kept else None,
-        ids,
-        [plan.root / v.path if v.path else None for v in plan.videos.videos],
-        stores={m: {"store": s.name, "digest": s.digest} for m, s in live.items()},
-        workers=args.threads,
-        max_bad_share=plan.config.max_bad_share,
-    )
 
 
 def _begun(run: Run) -> BaseConfig:
@@ -227,29 +207,6 @@ def _contents(store: Store) -> str:
     from extract.fingerprint import Item, list_digest
 
     return list_digest([Item(v.id, v.path) for v in store.plan.videos.videos], store.plan.root)
-
-
-def _read(folders: Mapping[str, Path], ids: Sequence[str], stream: bool, processes: int) -> Features | Stream:
-    """From disk; all processes decide alike."""
-    from features.batches import Features, TooLarge
-    from features.stream import Stream
-    from heads.parallel import ranks
-
-    own = ranks()
-    try:
-        if not stream and own.count > 1:
-            Features.check_memory(folders, ids, processes)
-    except TooLarge:
-        stream = True
-    if own.least(not stream):
-        try:
-            return Features.open(folders, ids)
-        except TooLarge as error:
-            if own.count > 1:  # what the others have read by now
-                raise
-            print(f"  {error.what}: streaming them, block by block", flush=True)
-    opened = Stream.open(folders, ids)
-    return replace(opened, block_bytes=own.least(opened.block_bytes // processes))
 
 
 def _fused(run: Run, seed: int) -> dict[str, Any]:
@@ -292,13 +249,12 @@ def evaluate(args: Namespace) -> None:
         raise UserError("a fusion has no weights to judge again", where=args.folder, fix=fix)
     plan = plans.of(record["dataset"])
     videos, _, test_set, labels = split_of(plan, record["split"])
-    args.stream = False
     folders = {m: plan.work / "features" / store["store"] for m, store in record["stores"].items()}
     kept = {m: folder for m, folder in folders.items() if (folder / "store.json").is_file()}
     features = (
-        _read(kept, [v.id for v in videos.videos], stream=False, processes=1)
+        read(kept, [v.id for v in videos.videos])
         if len(kept) == len(folders)
-        else _opened({m: plan.store_named(folder.name) for m, folder in folders.items()}, args)
+        else opened({m: plan.store_named(folder.name) for m, folder in folders.items()}, threads=args.threads)
     )
     with features if isinstance(features, Virtual) else nullcontext():
         metrics = evaluate_run(

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from features.batches import Features, TooLarge, all_rows
+from features.batches import Features, all_rows
 from features.errors import DamagedStore, FramepoolError
+from features.rows import TooLarge
 from features.stream import Stream
 from heads.kinds import AttentionClusterConfig, RidgeConfig
 from tests.features import made

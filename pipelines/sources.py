@@ -1,0 +1,141 @@
+"""Where trainings get their rows: in memory where they fit there, else from disk, block by block; those of a store that
+keeps none are computed as they are asked for.
+
+What fits in memory a child process reads while this one imports torch, which takes as long as a few gigabytes:
+
+    with reading_ahead(stores) as ahead:
+        import torch
+        features = opened(stores, threads=2, ahead=ahead)
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from features.errors import FramepoolError
+from features.rows import TooLarge, readings
+from pipelines.commands.stage_one import task_of
+from pipelines.forked import Forked
+from pipelines.plan import Store
+
+if TYPE_CHECKING:
+    from features.batches import Features
+    from features.stream import Stream
+    from pipelines.virtual import Virtual
+
+
+class Ahead:
+    """The rows of `ids`, read by a child into memory that it shares with its parent."""
+
+    def __init__(self, folders: Mapping[str, Path], ids: Sequence[str]) -> None:
+        self._ids, self._found = ids, readings(folders, ids)
+        self._arrays = {modality: reading.empty(_shared) for modality, reading in self._found.items()}
+        self.child = Forked(self._read, "reading of features")
+
+    def features(self) -> Features:
+        """What `Features.open` gives, once it is there."""
+        from features.batches import Features
+
+        if isinstance(error := self.child.answer(), FramepoolError):
+            raise error
+        return Features.having(self._ids, self._found, self._arrays)
+
+    def _read(self) -> None:
+        for modality, reading in self._found.items():
+            reading.read(self._arrays[modality])
+
+
+@contextmanager
+def reading_ahead(stores: Mapping[str, Store], stream: bool = False) -> Iterator[Ahead | None]:
+    """The child, until the end; None where torch is there already, where this process is one of several, and where the
+    rows are not read as a whole or, as `opened` will say, cannot be."""
+    ahead = None
+    if sys.platform == "linux" and "torch" not in sys.modules and "WORLD_SIZE" not in os.environ and not stream:
+        if (folders := _kept(stores)) and len(folders) == len(stores):
+            with suppress(FramepoolError):
+                ahead = Ahead(folders, _ids(stores))
+    try:
+        yield ahead
+    finally:
+        if ahead is not None:
+            ahead.child.end()
+            ahead.child.wait()
+
+
+def opened(
+    stores: Mapping[str, Store],
+    *,
+    threads: int,
+    stream: bool = False,
+    processes: int = 1,
+    ahead: Ahead | None = None,
+) -> Features | Stream | Virtual:
+    """The rows of all videos of the stores' dataset, once for each of the machine's `processes`. Raises what
+    `Features.open` and `Stream.open` raise."""
+    from features.batches import Features
+    from pipelines.virtual import Virtual
+
+    folders, ids = _kept(stores), _ids(stores)
+    if ahead is not None:
+        return ahead.features()
+    if len(folders) == len(stores):
+        return read(folders, ids, stream, processes)
+    plan = next(iter(stores.values())).plan
+    live = {m: s for m, s in stores.items() if m not in folders}
+    return Virtual.open(
+        {m: task_of(s, 0) for m, s in live.items()},
+        Features.open(folders, ids) if folders else None,
+        ids,
+        [plan.root / v.path if v.path else None for v in plan.videos.videos],
+        stores={m: {"store": s.name, "digest": s.digest} for m, s in live.items()},
+        workers=threads,
+        max_bad_share=plan.config.max_bad_share,
+    )
+
+
+def read(
+    folders: Mapping[str, Path], ids: Sequence[str], stream: bool = False, processes: int = 1
+) -> Features | Stream:
+    """From disk; all processes decide alike."""
+    from features.batches import Features
+    from features.stream import Stream
+    from heads.parallel import ranks
+
+    own = ranks()
+    try:
+        if not stream and own.count > 1:
+            readings(folders, ids, processes)
+    except TooLarge:
+        stream = True
+    if own.least(not stream):
+        try:
+            return Features.open(folders, ids)
+        except TooLarge as error:
+            if own.count > 1:  # what the others have read by now
+                raise
+            print(f"  {error.what}: streaming them, block by block", flush=True)
+    found = Stream.open(folders, ids)
+    return replace(found, block_bytes=own.least(found.block_bytes // processes))
+
+
+def _kept(stores: Mapping[str, Store]) -> dict[str, Path]:
+    return {modality: store.folder for modality, store in stores.items() if store.config.store}
+
+
+def _ids(stores: Mapping[str, Store]) -> list[str]:
+    return [video.id for video in next(iter(stores.values())).plan.videos.videos]
+
+
+def _shared(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Memory that a child can write and its parent read."""
+    return np.frombuffer(mmap.mmap(-1, int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
