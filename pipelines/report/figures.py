@@ -147,7 +147,7 @@ def attention(look: Look, modality: str, pictures: Sequence[npt.NDArray[Any] | N
                 above.imshow(picture, extent=(k, k + 0.96, 0, 1), interpolation="bilinear", aspect="auto")
         above.set(xlim=(0, count), ylim=(0, 1))
         above.axis("off")
-        above.set_title(f"{short(look.label, 30)}: {short(look.id, 50)}, {modality}", pad=4)
+        above.set_title(f"{short(look.label, 40)}: {short(look.id, 50)}, {modality}", pad=4)
         shown = weights[units] / weights[units].max(axis=1, keepdims=True)
         below.imshow(shown, cmap=_fade(BLUE), vmin=0, vmax=1, extent=(0, count, len(units), 0), aspect="auto")
         below.set_yticks([0.5, len(units) - 0.5], [f"unit {units[0] + 1}", f"{units[-1] + 1}"], fontsize=7)
