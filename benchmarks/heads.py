@@ -181,7 +181,7 @@ def in_memory(name: str, precision: str, videos: int) -> tuple[float, dict[str, 
     from features.batches import Features
     from heads.data import Data
     from heads.loop import Loop, Step
-    from heads.memory import keep_freed_memory
+    from heads.malloc import keep_freed_memory
 
     keep_freed_memory()
     torch.set_num_threads(CORES)

@@ -1,4 +1,4 @@
-"""Features in memory: one tensor a modality, batches picked by index. The only module of this room that imports torch.
+"""Features in memory: one tensor a modality, batches picked by index.
 
 Every shard is read once, in bulk, and verified; rows stay in the type they are stored in until a batch reaches the
 device. Modalities are joined by video id, never by position, and on demand row by row by time. A batch is padded to its
@@ -107,15 +107,16 @@ class Features:
 
         The store's own reader refuses damaged shards and rows that are not finite, naming the video.
         """
-        found = readings(stores, ids)
-        return cls.having(ids, found, {m: reading.read(reading.empty()) for m, reading in found.items()})
+        return cls.having(ids, readings(stores, ids))
 
     @classmethod
-    def having(cls, ids: Sequence[str], found: Mapping[str, Reading], arrays: Mapping[str, Arrays]) -> Self:
-        """The rows of `ids` that have been read into `arrays`."""
+    def having(
+        cls, ids: Sequence[str], found: Mapping[str, Reading], arrays: Mapping[str, Arrays] | None = None
+    ) -> Self:
+        """The rows of `ids` that are `found`, read now or, into `arrays`, before."""
         rows = {}
         for modality, reading in found.items():
-            data, time_us = arrays[modality]
+            data, time_us = reading.read() if arrays is None else arrays[modality]
             rows[modality] = Rows(*map(torch.from_numpy, (data, reading.starts, reading.lengths, time_us)))
         return cls(tuple(ids), rows, {modality: facts_of(r.folder, r.manifests) for modality, r in found.items()})
 

@@ -1,17 +1,17 @@
 """The rows of a store's videos before they are tensors: which there are, where each video's begin, and reading them.
 
-Nothing here imports torch, which takes longer than reading: `pipelines.ahead` does both at once.
+Nothing here imports torch, which takes as long as reading: `pipelines.sources` does both at once.
 
 Legend: V videos that are wanted, N rows of theirs, *D one row.
 
     for modality, reading in readings({"rgb": Path("work/demo/features/rgb-0123abcd")}, ids).items():
-        data, time_us = reading.read(reading.empty())
+        data, time_us = reading.read()
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,11 @@ import numpy.typing as npt
 import psutil
 
 from features.errors import FramepoolError, UserError
-from features.manifest import Manifest
-from features.store import read_manifest, read_shard, shards
+from features.manifest import Manifest, read_manifest, shards
 
 Manifests = Mapping[int, Manifest]  # of a store's shards
 Arrays = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]  # rows (N+1, *D), the last one zeros, and their times (N+1,)
-Empty = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 _READERS: Final = 3  # shards that are read, checked and unpacked at a time
 _SAFETY_BYTES: Final = 256 << 20  # left free beside the rows
 
@@ -73,15 +72,18 @@ class Reading:
             )
         return cls(folder, manifests, position, starts, lengths, tuple(todo))
 
-    def empty(self, empty: Empty = np.empty) -> Arrays:
+    def empty(self, allocate: Allocate = np.empty) -> Arrays:
         """Room for what `read` finds."""
         first = next(iter(self.manifests.values()))
         count = self.rows + 1
-        return empty((count, *first.row_shape), np.dtype(first.dtype)), empty((count,), np.dtype(np.int64))
+        return allocate((count, *first.row_shape), np.dtype(first.dtype)), allocate((count,), np.dtype(np.int64))
 
-    def read(self, arrays: Arrays) -> Arrays:
-        """Fill `arrays`. The store's own reader refuses damaged shards and rows that are not finite, naming them."""
-        data, time_us = arrays
+    def read(self, arrays: Arrays | None = None) -> Arrays:
+        """The rows, in `arrays` if they are given. The store's own reader refuses damaged shards and rows that are not
+        finite, naming them."""
+        from features.store import read_shard  # and zarr, which a process that leaves reading to another does not need
+
+        data, time_us = arrays or self.empty()
         data[self.rows :], time_us[self.rows :] = 0, 0
 
         def read(job: tuple[int, npt.NDArray[np.bool_], int]) -> None:
@@ -94,16 +96,16 @@ class Reading:
 
         with ThreadPoolExecutor(_READERS) as readers:
             list(readers.map(read, self._todo))
-        return arrays
+        return data, time_us
 
 
 def readings(stores: Mapping[str, Path], ids: Sequence[str], processes: int = 1) -> dict[str, Reading]:
     """The rows of `ids` from one store folder a modality; refuses what is missing, mixed or, for so many `processes` of
     a machine, `TooLarge`."""
-    manifests = {modality: manifests_of(folder) for modality, folder in stores.items()}
     wanted = wanted_places(ids)
-    _check_memory(manifests, wanted, processes)
-    return {modality: Reading.of(stores[modality], found, wanted) for modality, found in manifests.items()}
+    found = {modality: Reading.of(folder, manifests_of(folder), wanted) for modality, folder in stores.items()}
+    _check_memory(found.values(), processes)
+    return found
 
 
 def wanted_places(ids: Sequence[str]) -> dict[str, int]:
@@ -117,7 +119,7 @@ def wanted_places(ids: Sequence[str]) -> dict[str, int]:
 def facts_of(folder: Path, manifests: Manifests) -> dict[str, Any]:
     """What a run records of a store that it reads."""
     first = next(iter(manifests.values()))
-    return {"store": Path(folder).name, "digest": first.digest, "facts": first.facts}
+    return {"store": folder.name, "digest": first.digest, "facts": first.facts}
 
 
 def row_bytes(manifests: Manifests) -> int:
@@ -142,13 +144,11 @@ def manifests_of(folder: Path) -> dict[int, Manifest]:
     return found
 
 
-def _check_memory(manifests: Mapping[str, Manifests], wanted: Mapping[str, int], processes: int) -> None:
+def _check_memory(found: Iterable[Reading], processes: int) -> None:
     needed = _SAFETY_BYTES
-    for found in manifests.values():
-        size = row_bytes(found)
-        kept = sum(int(counts_of(m)[[video in wanted for video in m.ids]].sum()) for m in found.values())
-        largest = max(m.rows for m in found.values())
-        needed += size * (kept + _READERS * largest)  # the rows, and the shards that are being read
+    for reading in found:  # its rows, and the shards that are being read
+        largest = max(manifest.rows for manifest in reading.manifests.values())
+        needed += row_bytes(reading.manifests) * (reading.rows + _READERS * largest)
     needed, available = processes * needed, psutil.virtual_memory().available
     if needed > available:
         fix = "stream them (framepool train --stream), or train on fewer modalities"

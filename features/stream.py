@@ -192,4 +192,4 @@ class Stream:
             m: Reading.of(self.folders[m], {s: there[s] for s in sorted(shards) if s in there}, wanted)
             for m, there in self.manifests.items()
         }
-        return Features.having(ids, found, {m: reading.read(reading.empty()) for m, reading in found.items()})
+        return Features.having(ids, found)

@@ -26,8 +26,8 @@ VIDEOS: Final = 4
 
 @torch.no_grad()
 def write_attention(folder: Path, head: Head, config: BaseConfig, data: Data, predictions: Predictions) -> None:
-    """Of the first videos of different classes that the head has right, where videos have several labels: whose highest
-    score is one of theirs; nothing for a head without attention. Of streamed features only those in the first block."""
+    """Of the first videos of different classes that the head has right: whose highest score is their label, or one of
+    several. Nothing for a head without attention. Of streamed features only those in the first block."""
     chosen = torch.tensor(_chosen(data, predictions), dtype=torch.int64)
     if not hasattr(head, "attention") or not len(chosen):
         return
@@ -63,7 +63,8 @@ def _chosen(data: Data, predictions: Predictions) -> list[int]:
 
 def _named(data: Data, video: int) -> str:
     label = data.labels[video]
-    return ", ".join(data.classes[k] for k in (label.nonzero()[:, 0] if data.multi_label else label[None]).tolist())
+    labels = label.nonzero().flatten() if data.multi_label else label[None]
+    return ", ".join(data.classes[k] for k in labels.tolist())
 
 
 def _times(

@@ -1,27 +1,13 @@
-"""Keep the memory that one training step frees for the next, and tensors that live as long as their layer.
-
-glibc hands large freed blocks back to the kernel, and getting them again costs a page fault for every 4 kB: on small
-heads several times the arithmetic. Other C libraries lack the switch and are left alone."""
+"""Tensors that live as long as their layer, and batches in parts that a cache holds."""
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-_M_TRIM_THRESHOLD: Final = -1
-_M_MMAP_MAX: Final = -4
 _CACHED: Final = 1 << 20  # numbers
-
-
-def keep_freed_memory() -> None:
-    """Serve large blocks from the heap and never shrink it, in this process, from now on."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 class Kept:

@@ -34,7 +34,7 @@ from heads.config import BaseConfig, TrainConfig
 from heads.data import Data
 from heads.distillation import Teacher
 from heads.loop import CHECKPOINT_S, Loop, predict, seeded
-from heads.memory import keep_freed_memory
+from heads.malloc import keep_freed_memory
 from heads.parallel import device_of, ranks
 from heads.recompute import recompute
 from heads.results import measure, write_history, write_predictions

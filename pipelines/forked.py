@@ -15,18 +15,21 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Generic, TypeVar
 
+from extract.decoders import die_with_parent
 from features.errors import FramepoolError
 
 R = TypeVar("R")
 
 
 class Forked(Generic[R]):
-    """`work` in a child. `what` it is, an error says. `pipe` is ready when the answer is there."""
+    """`work` in a child; what it is, and what to do when it was killed, an error says. `pipe` is ready when the answer
+    is there."""
 
-    def __init__(self, work: Callable[[], R], what: str) -> None:
+    def __init__(self, work: Callable[[], R], what: str, fix: str = "run it again") -> None:
         context = multiprocessing.get_context("fork")
         self.pipe, theirs = context.Pipe(duplex=False)
-        self._process, self._what = context.Process(target=_child, args=(work, theirs, os.getpid())), what
+        self._process = context.Process(target=_child, args=(work, theirs, os.getpid()))
+        self._what, self._fix = what, fix
         sys.stdout.flush()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the other threads of the parent wait for work
@@ -34,16 +37,16 @@ class Forked(Generic[R]):
         theirs.close()
 
     def answer(self) -> R | FramepoolError:
-        """What `work` returned, or its error; that it was killed counts as one."""
-        try:
-            return self.pipe.recv()  # type: ignore[no-any-return]
-        except EOFError:
-            self._process.join()
-            got = f"exit code {self._process.exitcode}"
-            return FramepoolError(f"{self._what} ended without a word", got=got, fix="run it again")
-        finally:
-            self.pipe.close()
-            self._process.join()
+        """What `work` returned, or its error; that it was killed counts as one. To be asked once."""
+        with self.pipe:
+            try:
+                found: R | FramepoolError = self.pipe.recv()
+            except EOFError:
+                self._process.join()
+                got = f"exit code {self._process.exitcode}"
+                found = FramepoolError(f"{self._what} ended without a word", got=got, fix=self._fix)
+        self._process.join()
+        return found
 
     def end(self) -> None:
         """Ask the child to end; it may have done so."""
@@ -63,7 +66,5 @@ def tried(work: Callable[[], R]) -> R | FramepoolError:
 
 
 def _child(work: Callable[[], R], answer: Connection, parent: int) -> None:
-    from extract.decoders import die_with_parent
-
     die_with_parent(signal.SIGTERM, parent)
     answer.send(tried(work))

@@ -5,13 +5,15 @@ What fits in memory a child process reads while this one imports torch, which ta
 
     with reading_ahead(stores) as ahead:
         import torch
-        features = opened(stores, threads=2, ahead=ahead)
+        features = opened(stores, threads=2) if ahead is None else ahead.features()
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +26,7 @@ import numpy.typing as npt
 
 from features.errors import FramepoolError
 from features.rows import TooLarge, readings
+from heads.malloc import keep_freed_memory
 from pipelines.commands.stage_one import task_of
 from pipelines.forked import Forked
 from pipelines.plan import Store
@@ -40,25 +43,29 @@ class Ahead:
     def __init__(self, folders: Mapping[str, Path], ids: Sequence[str]) -> None:
         self._ids, self._found = ids, readings(folders, ids)
         self._arrays = {modality: reading.empty(_shared) for modality, reading in self._found.items()}
-        self.child = Forked(self._read, "reading of features")
+        self.child = Forked(self._read, "reading of features", "run it again, with --stream where memory is short")
 
     def features(self) -> Features:
-        """What `Features.open` gives, once it is there."""
+        """What `Features.open` gives, once it is there. To be asked once."""
         from features.batches import Features
 
         if isinstance(error := self.child.answer(), FramepoolError):
             raise error
-        return Features.having(self._ids, self._found, self._arrays)
+        found, self._found = self._found, {}  # manifests of a large archive are large
+        return Features.having(self._ids, found, self._arrays)
 
     def _read(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)  # there is nothing to unwind
+        keep_freed_memory()
         for modality, reading in self._found.items():
             reading.read(self._arrays[modality])
 
 
 @contextmanager
 def reading_ahead(stores: Mapping[str, Store], stream: bool = False) -> Iterator[Ahead | None]:
-    """The child, until the end; None where torch is there already, where this process is one of several, and where the
-    rows are not read as a whole or, as `opened` will say, cannot be."""
+    """The rows, while a child reads them; None where torch is there already, under torchrun, and where the rows are not
+    read as a whole or, as `opened` will say, cannot be."""
     ahead = None
     if sys.platform == "linux" and "torch" not in sys.modules and "WORLD_SIZE" not in os.environ and not stream:
         if (folders := _kept(stores)) and len(folders) == len(stores):
@@ -73,23 +80,17 @@ def reading_ahead(stores: Mapping[str, Store], stream: bool = False) -> Iterator
 
 
 def opened(
-    stores: Mapping[str, Store],
-    *,
-    threads: int,
-    stream: bool = False,
-    processes: int = 1,
-    ahead: Ahead | None = None,
+    stores: Mapping[str, Store], *, threads: int, stream: bool = False, processes: int = 1
 ) -> Features | Stream | Virtual:
     """The rows of all videos of the stores' dataset, once for each of the machine's `processes`. Raises what
     `Features.open` and `Stream.open` raise."""
+    folders, ids = _kept(stores), _ids(stores)
+    if len(folders) == len(stores):
+        return from_disk(folders, ids, stream, processes)
+
     from features.batches import Features
     from pipelines.virtual import Virtual
 
-    folders, ids = _kept(stores), _ids(stores)
-    if ahead is not None:
-        return ahead.features()
-    if len(folders) == len(stores):
-        return read(folders, ids, stream, processes)
     plan = next(iter(stores.values())).plan
     live = {m: s for m, s in stores.items() if m not in folders}
     return Virtual.open(
@@ -103,7 +104,7 @@ def opened(
     )
 
 
-def read(
+def from_disk(
     folders: Mapping[str, Path], ids: Sequence[str], stream: bool = False, processes: int = 1
 ) -> Features | Stream:
     """From disk; all processes decide alike."""
@@ -138,4 +139,4 @@ def _ids(stores: Mapping[str, Store]) -> list[str]:
 
 def _shared(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Memory that a child can write and its parent read."""
-    return np.frombuffer(mmap.mmap(-1, int(np.prod(shape)) * dtype.itemsize), dtype).reshape(shape)
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * dtype.itemsize), dtype).reshape(shape)

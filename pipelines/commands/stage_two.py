@@ -29,7 +29,7 @@ from pipelines.comparisons import Comparison
 from pipelines.described import bring_weights, described
 from pipelines.plan import Plan, Run, Store
 from pipelines.side_by_side import side_by_side
-from pipelines.sources import Ahead, opened, read, reading_ahead
+from pipelines.sources import Ahead, from_disk, opened, reading_ahead
 
 if TYPE_CHECKING:
     from heads.config import BaseConfig
@@ -89,17 +89,16 @@ def _trained(
     from features.batches import Features
     from features.stream import Stream
     from heads.cnns import load_libraries
-    from heads.memory import keep_freed_memory
+    from heads.malloc import keep_freed_memory
     from heads.parallel import here, ranks
     from heads.training import train_run
-    from pipelines.virtual import Virtual
 
     start, plan, own = time.monotonic(), runs[0].plan, ranks()
     waves = [[(run, seed) for run in wave for seed in args.seed or run.seeds] for wave in _in_turn(runs)]
     most = max(map(len, waves))
     workers = min(args.threads, most) if args.device == "cpu" and own.count == 1 else 1
     if args.device == "cpu":
-        keep_freed_memory()  # of a shard that was read for the next
+        keep_freed_memory()
     torch.set_num_threads(args.threads if workers == 1 else 1)  # before the first tensor: children inherit no threads
     stores = _stores(runs)
     contents = {m: _contents(store) for m, store in stores.items()}
@@ -108,7 +107,10 @@ def _trained(
     say = partial(print, flush=True) if own.first else _silent
     together = f", {own.count} processes" if own.count > 1 else ""
     say(f"{', '.join(run.name for run in runs)}: {said}{together}")
-    features = opened(stores, threads=args.threads, stream=args.stream, processes=here(), ahead=ahead)
+    if ahead is None:
+        features = opened(stores, threads=args.threads, stream=args.stream, processes=here())
+    else:
+        features = ahead.features()
     if not isinstance(features, Features):  # several trainings at once would read past each other
         workers = 1
         torch.set_num_threads(args.threads)
@@ -154,7 +156,7 @@ def _trained(
             log=lambda text: say(f"  {run.head} seed {seed}: {text}"),
         )
 
-    with features if isinstance(features, Virtual) else nullcontext():
+    with nullcontext() if isinstance(features, Features | Stream) else features:
         for k, jobs in enumerate(waves):
             if all(len(later) == 1 for later in waves[k:]):  # from here on nothing needs to be forked
                 workers = 1
@@ -165,7 +167,7 @@ def _trained(
                 yield job, metrics
             if failed:
                 return  # what comes later may wait for it
-        if isinstance(features, Virtual) and own.first:
+        if not isinstance(features, Features | Stream) and own.first:
             say(f"  {features.in_words()}")
 
 
@@ -235,8 +237,9 @@ def evaluate(args: Namespace) -> None:
     """Judge a finished run from its weights; prints the metrics as JSON."""
     import torch
 
+    from features.batches import Features
+    from features.stream import Stream
     from heads.training import evaluate_run
-    from pipelines.virtual import Virtual
 
     torch.set_num_threads(args.threads)
     path = args.folder / "run.json"
@@ -252,11 +255,11 @@ def evaluate(args: Namespace) -> None:
     folders = {m: plan.work / "features" / store["store"] for m, store in record["stores"].items()}
     kept = {m: folder for m, folder in folders.items() if (folder / "store.json").is_file()}
     features = (
-        read(kept, [v.id for v in videos.videos])
+        from_disk(kept, [v.id for v in videos.videos])
         if len(kept) == len(folders)
         else opened({m: plan.store_named(folder.name) for m, folder in folders.items()}, threads=args.threads)
     )
-    with features if isinstance(features, Virtual) else nullcontext():
+    with nullcontext() if isinstance(features, Features | Stream) else features:
         metrics = evaluate_run(
             args.folder, features=features, labels=labels, test=test_set, classes=videos.classes, device=args.device
         )

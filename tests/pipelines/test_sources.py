@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,8 @@ from features.batches import Features
 from features.errors import DamagedStore, FramepoolError
 from features.rows import Reading
 from pipelines import plan as plans
-from pipelines.sources import Ahead, opened, reading_ahead
+from pipelines.__main__ import _leave
+from pipelines.sources import Ahead, opened
 from tests.features import made
 from tests.workflow import world
 
@@ -52,20 +54,52 @@ def test_its_errors_are_those_of_reading(stores: dict[str, Path]) -> None:
 def test_a_child_that_is_killed_is_an_error(stores: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Reading, "read", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     ahead = Ahead(stores, IDS)
-    with pytest.raises(FramepoolError, match="reading of features ended without a word: got exit code -9; run it"):
+    with pytest.raises(
+        FramepoolError, match="reading of features ended without a word: got exit code -9; run it again, with --stream"
+    ):
         ahead.features()
 
 
+def test_a_signal_is_not_kept_waiting(stores: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a scheduler stops ends at once, reading or not, and its child with it."""
+    monkeypatch.setattr(Reading, "read", lambda *_: time.sleep(600))
+    before = signal.signal(signal.SIGALRM, _leave)
+    started = time.monotonic()
+    try:
+        ahead = Ahead(stores, IDS)
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        with pytest.raises(SystemExit):
+            ahead.features()
+        ahead.child.end()
+        ahead.child.wait()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - started < 60
+
+
 SCRIPT = """
-import sys
+import multiprocessing, os, sys
+import psutil
+import pipelines.__main__, pipelines.commands.stage_two
 from pipelines import plan
 from pipelines.sources import opened, reading_ahead
+
+def said(**options):
+    with reading_ahead(stores, **options) as ahead:
+        return ahead is not None
+
 stores = plan.of("tiny").run("average", "1").stores
+found = [said(), said(stream=True)]
+os.environ["WORLD_SIZE"] = "2"
+found.append(said())
+del os.environ["WORLD_SIZE"]
+memory, psutil.virtual_memory = psutil.virtual_memory, type("M", (), {"available": 1000})
+found.append(said())
+psutil.virtual_memory = memory
+print(*found, multiprocessing.active_children(), "torch" in sys.modules, "zarr" in sys.modules)
 with reading_ahead(stores) as ahead:
-    print(ahead is not None, "torch" in sys.modules)
-    print(opened(stores, threads=1, ahead=ahead).nbytes)
-with reading_ahead(stores, stream=True) as streamed:
-    print(streamed)
+    print(ahead.features().nbytes)
+print(said())
 """
 
 
@@ -78,13 +112,11 @@ def test_it_is_done_where_torch_is_still_to_come(tmp_path: Path, monkeypatch: py
     said = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=folder, env=env, check=True, capture_output=True, text=True
     )
-    first, size, streamed = said.stdout.splitlines()
-    assert first == "True False" and streamed == "None"
+    first, size, again = said.stdout.splitlines()
+    assert first == "True False False False [] False False", "alone, streamed, of several, too large; nobody, nothing"
+    assert again == "False", "torch is there"
     monkeypatch.chdir(folder)
     plans.of.cache_clear()
-    stores = plans.of("tiny").run("average", "1").stores
-    with reading_ahead(stores) as ahead:
-        assert ahead is None, "torch is there"
-        here = opened(stores, threads=1, ahead=ahead)
+    here = opened(plans.of("tiny").run("average", "1").stores, threads=1)
     plans.of.cache_clear()
     assert isinstance(here, Features) and here.nbytes == int(size) > 0
