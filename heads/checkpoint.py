@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 import heads
 from extract.networks.weights import NetworkError, fill, load_state, same_shapes, save_state
 from features.atomic import write_bytes, write_parts
-from features.errors import DamagedStore, FramepoolError, UserError
+from features.errors import DamagedStore, FramepoolError, UserError, printable
 from heads.base import Head
 from heads.config import BaseConfig
 
@@ -113,14 +114,27 @@ def save_resume(folder: Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), stream)
 
 
-def load_resume(folder: Path, digest: str) -> dict[str, Any] | None:
-    """The state of an interrupted training of the same recipe; None where there is none, or none that loads."""
+def load_resume(folder: Path, digest: str, log: Callable[[str], None]) -> dict[str, Any] | None:
+    """The state of an interrupted training of the same recipe; None where there is none, or only a damaged one, which
+    `log` is told. Raises `FramepoolError` where one cannot be read: it may be whole, and another would take its place.
+    """
+    path, damage = folder / RESUME, "its numbers are not all finite"
     try:
-        state: dict[str, Any] = torch.load(folder / RESUME, map_location="cpu", weights_only=True)
-        same = state["digest"] == digest
-        return state if same and _finite([state["head"], state["optimizer"]["state"]]) else None
-    except Exception:  # whatever damage makes the reader raise: training then starts anew, to the same end
+        with path.open("rb") as stream:
+            state: dict[str, Any] = torch.load(stream, map_location="cpu", weights_only=True)
+        if state["digest"] != digest:
+            return None
+        if _finite([state["head"], state["optimizer"]["state"]]):
+            return state
+    except FileNotFoundError:
         return None
+    except (OSError, MemoryError) as error:
+        fix = "see to it that it can be read, or remove it: then training begins anew"
+        raise FramepoolError("kept state cannot be read", where=path, got=repr(error), fix=fix) from None
+    except Exception as error:  # whatever damage makes the reader raise: training then begins anew, to the same end
+        damage = shorten(str(error), 160, placeholder=" ...") or repr(error)
+    log(f"begins anew, the kept state is damaged: {printable(path)}: {printable(damage)}")
+    return None
 
 
 def _finite(value: Any) -> bool:

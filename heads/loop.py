@@ -136,7 +136,7 @@ class Loop:
         """Train to the end, from where an interrupted run was; leaves the head with its final weights."""
         self._keep = (folder, digest)
         self._pace = Pace(epochs=self.train.epochs, videos=len(self.videos), log=log)
-        inside = self._resume(load_resume(folder, digest), log)
+        inside = self._resume(load_resume(folder, digest, log), log)
         self.ranks.says(True)  # nobody writes before all have read
         while not self._finished():
             self._began = time.perf_counter()

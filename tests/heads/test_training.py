@@ -6,6 +6,7 @@ import csv
 import errno
 import itertools
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -196,23 +197,38 @@ def test_a_finished_run_is_not_trained_again_but_a_changed_recipe_is(tmp_path: P
 
 
 def test_a_damaged_resume_state_starts_anew(tmp_path: Path) -> None:
-    (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
+    go(tmp_path / "whole")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "last.pt").write_bytes(b"not a checkpoint")
     lines: list[str] = []
-    go(tmp_path, log=lines.append)
-    assert lines[0].startswith("epoch 1/6")
+    go(tmp_path / "killed", log=lines.append)
+    assert re.match(r"begins anew, the kept state is damaged: .*killed/last.pt: .", lines[0])
+    assert lines[1].startswith("epoch 1/6")
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+
+
+def test_a_resume_state_that_cannot_be_read_is_not_taken_for_damage(tmp_path: Path) -> None:
+    (tmp_path / "last.pt").mkdir()
+    with pytest.raises(
+        FramepoolError, match=r"kept state cannot be read: .*last.pt: got IsADirectoryError.*; see to it"
+    ):
+        go(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_a_resume_state_that_is_not_finite_is_damaged(tmp_path: Path) -> None:
     save_resume(
         tmp_path, {"digest": "d", "head": {"w": torch.ones(2)}, "optimizer": {"state": {0: {"v": torch.ones(2)}}}}
     )
-    assert load_resume(tmp_path, "d") is not None
+    lines: list[str] = []
+    assert load_resume(tmp_path, "d", lines.append) is not None
     for state in (
         {"head": {"w": torch.tensor([1, torch.nan])}, "optimizer": {"state": {}}},
         {"head": {"w": torch.ones(2)}, "optimizer": {"state": {0: {"v": torch.tensor([torch.inf])}}}},
     ):
         save_resume(tmp_path, {"digest": "d", **state})
-        assert load_resume(tmp_path, "d") is None
+        assert load_resume(tmp_path, "d", lines.append) is None
+        assert lines.pop().endswith("last.pt: its numbers are not all finite")
 
 
 def test_early_stop_keeps_the_best_epochs_weights(tmp_path: Path) -> None:
@@ -435,5 +451,5 @@ def test_a_full_disk_keeps_the_state_of_before(tmp_path: Path, monkeypatch: pyte
         FramepoolError, match=r"cannot write: .*last.pt: got No space left on device .*; free some space"
     ):
         save_resume(tmp_path, {**rest, "head": {"w": torch.zeros(1 << 19)}})
-    state = load_resume(tmp_path, "d")
+    state = load_resume(tmp_path, "d", print)
     assert state is not None and torch.equal(state["head"]["w"], torch.ones(9))
