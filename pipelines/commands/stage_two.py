@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.atomic import write_json
-from features.errors import FramepoolError, UserError
+from features.errors import DamagedStore, FramepoolError, UserError, nearest
 from features.recipe import digest
 from features.videolist import VideoList
 from pipelines import plan as plans
@@ -239,20 +239,22 @@ def evaluate(args: Namespace) -> None:
 
     from features.batches import Features
     from features.stream import Stream
+    from heads.scoring import Trained
     from heads.training import evaluate_run
 
     torch.set_num_threads(args.threads)
-    path = args.folder / "run.json"
-    if not path.is_file():
-        fix = "name a folder work/DATASET/runs/HEAD-splitK-DIGEST/seedS of a finished run"
-        raise UserError("not a finished run", where=args.folder, expected="a run.json in it", fix=fix)
-    record = json.loads(path.read_bytes())
-    if "members" in record:
-        fix = f"evaluate {' and '.join(record['members'].values())}"
+    run = Trained.load(args.folder)
+    if run.members:
+        fix = f"evaluate {' and '.join(str(member.folder) for member in run.members.values())}"
         raise UserError("a fusion has no weights to judge again", where=args.folder, fix=fix)
-    plan = plans.of(record["dataset"])
-    videos, _, test_set, labels = split_of(plan, record["split"])
-    folders = {m: plan.work / "features" / store["store"] for m, store in record["stores"].items()}
+    try:
+        dataset, split = str(run.record["dataset"]), str(run.record["split"])
+        names = {m: Path(store["store"]).name for m, store in run.record["stores"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedStore("run does not load", where=args.folder, got=repr(error), fix="train it again") from None
+    plan = plans.of(dataset)
+    videos, _, test_set, labels = split_of(plan, split)
+    folders = {m: plan.work / "features" / name for m, name in names.items()}
     kept = {m: folder for m, folder in folders.items() if (folder / "store.json").is_file()}
     features = (
         from_disk(kept, [v.id for v in videos.videos])
@@ -322,6 +324,9 @@ def versions() -> dict[str, str]:
 def split_of(plan: Plan, split: str) -> tuple[VideoList, Sequence[int], Sequence[int], npt.NDArray[Any]]:
     """The list, the numbers of its training and test videos, and the labels (V,), or (V, C) of 0 and 1."""
     videos = plan.videos
+    if split not in videos.splits:
+        where = f"the list of {plan.dataset}"
+        raise UserError("unknown split", where=where, got=split, fix=nearest(split, videos.splits))
     column = videos.splits.index(split)
     sides = {s: [n for n, v in enumerate(videos.videos) if v.splits[column] == s] for s in ("train", "test")}
     for side, numbers in sides.items():

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -249,6 +249,32 @@ def test_a_run_refuses_another_class_list(here: Path, call: Call) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ("x", 1, "run does not load: work/tiny/runs/"),
+        ("[]", 1, "run does not load: work/tiny/runs/"),
+        ({"dataset": None}, 1, "run does not load: work/tiny/runs/"),
+        ({"dataset": 3}, 2, "unknown dataset: "),
+        ({"split": "9"}, 2, "unknown split: the list of tiny: got 9; known: 1, 2, 3"),
+        ({"stores": ["rgb"]}, 1, "run does not load: work/tiny/runs/"),
+        ({"stores": {"rgb": {"store": 3}}}, 1, "run does not load: work/tiny/runs/"),
+        ({"stores": {"rgb": {"store": "../../../x"}}}, 2, "no store of this config: config/tiny.yaml: got x; known: "),
+    ],
+)
+def test_a_run_whose_record_is_not_right(
+    here: Path, call: Call, change: str | dict[str, Any], code: int, said: str
+) -> None:
+    (run,) = (here / "work" / "tiny" / "runs").glob("average-*/seed0")
+    record = json.loads((run / "run.json").read_text())
+    if isinstance(change, dict):
+        change = json.dumps({k: v for k, v in {**record, **change}.items() if v is not None})
+    (run / "run.json").write_text(change)
+    got = call(f"evaluate {run.relative_to(here)}")
+    assert got.code == code
+    assert got.err.startswith(f"framepool: {said}") and got.err.count("\n") == 1
+
+
 def test_extract_again_changes_nothing(here: Path, call: Call) -> None:
     before = world.contents(here / "work" / "tiny" / "features")
     said = call("extract tiny --extractor rgb --shard 1")
@@ -270,7 +296,7 @@ def test_extract_again_changes_nothing(here: Path, call: Call) -> None:
         ("verify tinny", "unknown dataset: config: expected the name of a config, got 'tinny'; did you mean 'tiny'?"),
         ("render tiny", "nothing to render: config/tiny.yaml: got videos of format ucf101"),
         ("models no_such_network", "no such network: got no_such_network"),
-        ("evaluate work/tiny", "not a finished run: work/tiny: expected a run.json in it; name a folder work/"),
+        ("evaluate work/tiny", "not a finished run: work/tiny: expected a run.json in it; name a folder RUN/seedS"),
         ("evaluate work/tiny/runs/none", "not a finished run: work/tiny/runs/none: "),
         ("assemble tiny", "a head is not trained yet: work/tiny/runs/ridge-split1-"),
     ],
