@@ -99,6 +99,8 @@ def _expected(error: Any) -> str:
     if number:
         bound = context.get({"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt"}.get(kind, "le"))
         return f"a number {number} {bound}"
+    if kind == "too_short":
+        return f"at least {context['min_length']}"
     if kind == "literal_error":
         return f"one of {context['expected']}"
     if kind.startswith("union_tag"):

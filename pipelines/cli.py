@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--extractor", action="append", required=True, metavar="NAME", help="of the config; may be repeated"
     )
-    sub.add_argument("--shard", type=int, metavar="K", help="only this shard; default: all, then their summary")
+    sub.add_argument("--shard", type=_whole, metavar="K", help="only this shard; default: all, then their summary")
     sub.add_argument("--split", metavar="K", help="for weights that are trained by split; default: the config's first")
     _cluster(sub)
     _threads(sub)
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
         "--head", action="append", required=True, metavar="NAME", help="of the config; several train side by side"
     )
     sub.add_argument("--split", metavar="K", help="default: the config's first")
-    sub.add_argument("--seed", action="append", type=int, metavar="S", help="may be repeated; default: the config's")
+    sub.add_argument("--seed", action="append", type=_whole, metavar="S", help="may be repeated; default: the config's")
     sub.add_argument(
         "--device",
         default=os.environ.get("FRAMEPOOL_DEVICE", "cpu"),
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sub.add_argument(
         "--checkpoint-minutes",
-        type=float,
+        type=_minutes,
         default=10.0,
         metavar="M",
         help="inside of an epoch keep the state so often (default: %(default)g)",
@@ -74,7 +74,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("folder", type=Path, metavar="RUN", help="a folder work/DATASET/runs/HEAD-splitK-DIGEST/seedS")
     sub.add_argument("--format", choices=("onnx", "openvino"), default="onnx", help="default: onnx")
     sub.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/onnx or RUN/openvino")
-    sub.add_argument("--check", type=int, default=24, metavar="N", help="test videos to run both on (%(default)s)")
+    sub.add_argument("--check", type=_whole, default=24, metavar="N", help="test videos to run both on (%(default)s)")
     sub = add("stream", "serving.stream", "label a video, a camera or an address as its frames arrive")
     sub.add_argument("folder", type=Path, metavar="RUN", help="a folder work/DATASET/runs/HEAD-splitK-DIGEST/seedS")
     sub.add_argument(
@@ -164,10 +164,24 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+def _minutes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected minutes >= 0, got {text!r}")
+    return value
+
+
+def _whole(text: str, least: int = 0) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= {least}, got {text!r}")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1)
 
 
 def _late(where: str) -> Callable[[Any], None]:

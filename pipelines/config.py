@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, model_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from extract.config import ExtractorConfig, FromRun, Networked
 from features.errors import UserError, nearest
@@ -44,7 +52,7 @@ class Dataset(Config):
     title: str
     videos: Annotated[Rendered | FlashDigits | NoisyDigits | VideoSource, Field(discriminator="format")]
     splits: tuple[str, ...] = Field(("1",), min_length=1, description="splits of the list to train and test on")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="each head is trained once with each")
+    seeds: tuple[NonNegativeInt, ...] = Field((0,), min_length=1, description="each head is trained once with each")
     factors: tuple[str, ...] = Field((), description="names of the parts of a class name such as 3-left-low")
     shard_size: PositiveInt = 256
     max_bad_share: float = Field(0.05, ge=0, le=1, description="share of failed videos above which the run stops")
@@ -58,6 +66,13 @@ class Dataset(Config):
     @classmethod
     def _sweeps_are_heads(cls, value: Any) -> Any:
         return expanded(value)
+
+    @field_validator("splits", "seeds", "factors")
+    @classmethod
+    def _each_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"each once, not {', '.join(map(str, value))}")
+        return value
 
     @property
     def generated(self) -> bool:

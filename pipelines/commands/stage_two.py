@@ -44,6 +44,7 @@ def train(args: Namespace) -> None:
     """
     plan = plans.of(args.dataset)
     runs = [plan.run(head, args.split or plan.config.splits[0]) for head in dict.fromkeys(args.head)]
+    args.seed = list(dict.fromkeys(args.seed or ()))
     with reading_ahead(_stores(runs), args.stream) as ahead:
         from heads.parallel import asked, group, here
 

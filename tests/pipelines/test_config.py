@@ -77,6 +77,11 @@ def test_bad_values_of_an_extractor(
     [
         ("shard_size", 0, "$.shard_size: expected a number > 0, got 0"),
         ("seeds", 0, "$.seeds: expected "),
+        ("seeds", [0, -1], "$.seeds[1]: expected a number >= 0, got -1"),
+        ("seeds", [0, 1, 0], "$.seeds: expected each once, not 0, 1, 0"),
+        ("splits", ["1", "1"], "$.splits: expected each once, not 1, 1"),
+        ("splits", [], "$.splits: expected at least 1, got []"),
+        ("factors", ["a", "a"], "$.factors: expected each once, not a, a"),
         ("splits", [1], "$.splits[0]: expected text, got 1"),
         ("title", DELETED, "$.title: expected a value, got nothing"),
         ("heads", DELETED, "$.heads: expected a value, got nothing"),
