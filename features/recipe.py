@@ -28,12 +28,13 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
-    def parse(cls, data: object, where: str) -> Self:
-        """Validate `data`; on failure a `UserError` that says ``where: $.path: expected ..., got ...``."""
+    def parse(cls, data: object, where: str, at: str = "$") -> Self:
+        """Validate `data`, which stands `at` a place of a file; on failure a `UserError` that says ``where: $.path:
+        expected ..., got ...``."""
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise _user_error(cls, data, error, where) from None
+            raise _user_error(cls, data, error, where, at) from None
 
     def recipe(self) -> dict[str, Any]:
         """This config as plain JSON, defaults filled in."""
@@ -52,13 +53,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _user_error(cls: type[BaseModel], data: object, error: ValidationError, where: str) -> UserError:
+def _user_error(cls: type[BaseModel], data: object, error: ValidationError, where: str, at: str) -> UserError:
     errors = error.errors(include_url=False)
     first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    place, keys = "$", _known_keys(cls, first["loc"][:-1], data)
+    place, keys = at, _known_keys(cls, first["loc"][:-1], data)
     node: Any = data
     for depth, part in enumerate(first["loc"], 1):
-        inside = (isinstance(node, Mapping) and part in node) or (isinstance(node, list) and isinstance(part, int))
+        known = node if isinstance(node, Mapping) else range(len(node)) if isinstance(node, list) else ()
+        inside = part in known
         if not inside and depth < len(first["loc"]):
             continue  # pydantic also lists the union member it tried: that is no place in the user's file
         if not inside and first["type"] not in ("missing", "extra_forbidden"):

@@ -328,6 +328,7 @@ class StepsConfig(BaseConfig):
     @model_validator(mode="before")
     @classmethod
     def _in_step(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("align") is None and len(value.get("features") or ()) > 1:
-            return {**value, "align": next(iter(value["features"]))}
+        features = value.get("features") if isinstance(value, dict) else None
+        if isinstance(features, list | tuple) and len(features) > 1 and value.get("align") is None:
+            return {**value, "align": features[0]}
         return value

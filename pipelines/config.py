@@ -62,10 +62,10 @@ class Dataset(Config):
     sweeps: dict[Name, Sweep] = Field({}, description="variants of a head, and the table that they fill")
     comparisons: tuple[Comparison, ...] = Field((), description="pairs of heads that a paper puts in an order")
 
-    @model_validator(mode="before")
     @classmethod
-    def _sweeps_are_heads(cls, value: Any) -> Any:
-        return expanded(value)
+    def parse(cls, data: object, where: str, at: str = "$") -> Self:
+        """As it is read: the heads of its sweeps join those that it names."""
+        return super().parse(expanded(data, where), where, at)
 
     @field_validator("splits", "seeds", "factors")
     @classmethod

@@ -23,6 +23,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from features.errors import UserError
 from features.recipe import Config
 
 Override = dict[str, Any]
@@ -83,7 +84,7 @@ class Sweep(Config):
         """The heads that are of this sweep: names, and configs as the YAML would have them."""
         places = self._places()
         configs = {at: _merged(_merged(self.head, self.columns[at[0]]), self.rows[at[1]]) for at in places}
-        known = {modality for config in configs.values() for modality in config.get("features") or ()}
+        known = set[str]().union(*map(_features, configs.values()))
         own = {at: config for at, config in configs.items() if places[at] not in self.cells}
         return [(_slug(name, *at), _cut(config, known)) for at, config in own.items()]
 
@@ -92,17 +93,21 @@ class Sweep(Config):
         return {(c, r): _place(c, r) for c in self.columns for r in self.rows}
 
 
-def expanded(value: Any) -> Any:
-    """A dataset's config as it is read, its sweeps' heads among the others. Raises `ValueError`."""
+def expanded(value: Any, where: str) -> Any:
+    """A dataset's config as it is read, its sweeps' heads among the others. Raises `UserError` where a sweep is not
+    right, or two heads have one name."""
     if not isinstance(value, dict) or not isinstance(value.get("sweeps"), dict):
         return value
-    heads = dict(value.get("heads") or {})
+    heads = value.get("heads") or {}
+    if not isinstance(heads, dict):
+        return value  # which is said where it is read
+    heads = dict(heads)
     for name, sweep in value["sweeps"].items():
-        if not isinstance(sweep, dict) or not {"rows", "title"} <= sweep.keys():
-            continue  # which is said where the sweep itself is read
-        for head, config in Sweep.model_validate(sweep).variants(str(name)):
+        at = f"$.sweeps.{name}"
+        for head, config in Sweep.parse(sweep, where, at).variants(str(name)):
             if head in heads:
-                raise ValueError(f"heads of different names, not two called {head} (sweeps.{name})")
+                expected = f"heads of different names, not two called {head}"
+                raise UserError("invalid config", where=f"{where}: {at}", expected=expected)
             heads[head] = config
     return {**value, "heads": heads}
 
@@ -136,9 +141,15 @@ def _merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, A
     return found
 
 
+def _features(config: Mapping[str, Any]) -> set[str]:
+    """What a head reads, as far as it is said as it should be."""
+    found = config.get("features")
+    return {modality for modality in found if isinstance(modality, str)} if isinstance(found, list | tuple) else set()
+
+
 def _cut(config: dict[str, Any], known: set[str]) -> dict[str, Any]:
     """`config` without what its options say of modalities, of those `known`, that it does not read."""
-    own = set(config.get("features") or ())
+    own = _features(config)
 
     def kept(value: Any) -> Any:
         by_modality = isinstance(value, Mapping) and own and own <= value.keys() <= known

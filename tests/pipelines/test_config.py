@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from features.errors import UserError
-from pipelines.config import datasets, load, trainer
+from pipelines.config import Dataset, datasets, load, trainer
 from tests.workflow import world
 
 REPO = world.REPO
@@ -85,6 +86,9 @@ def test_bad_values_of_an_extractor(
         ("splits", [1], "$.splits[0]: expected text, got 1"),
         ("title", DELETED, "$.title: expected a value, got nothing"),
         ("heads", DELETED, "$.heads: expected a value, got nothing"),
+        ("heads", 3, "$.heads: expected keys and values, got 3"),
+        (f"{MEAN}.features", 3, "$.heads.average.features: expected a list, got 3"),
+        (f"{MEAN}.train", {"betas": []}, "$.heads.average.train.betas[0]: expected a value, got nothing"),
         (f"{MEAN}.features", [], "$.heads.average: expected at least one modality in features"),
         (f"{MEAN}.features", ["rgb", "rgb"], "$.heads.average: expected each modality once, not rgb, rgb"),
         (f"{MEAN}.features", ["rbg"], "$: expected an extractor's name in heads.average.features, not 'rbg'"),
@@ -260,3 +264,33 @@ def test_a_head_reads_what_is_not_stored_where_it_comes_from_the_video(
     assert f"{expected} reads tvl1" in str(error.value)
     path.write_text(virtual.replace("{kind: tvl1}", "{kind: tvl1, store: false}"))
     assert not load("all").extractors["flow"].store
+
+
+def places(node: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to every node of a config."""
+    if at:
+        yield at
+    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in inside:
+        yield from places(value, (*at, key))
+
+
+def put(node: Any, at: tuple[Any, ...], value: Any) -> Any:
+    """A copy of `node` with `value` at a place."""
+    changed = copy.copy(node)
+    changed[at[0]] = value if len(at) == 1 else put(node[at[0]], at[1:], value)
+    return changed
+
+
+@pytest.mark.parametrize("name", ["ucf6", "charades", "flash-digits"])
+def test_whatever_stands_anywhere_is_right_or_a_line(name: str) -> None:
+    whole = yaml.safe_load((REPO / "config" / f"{name}.yaml").read_text())
+    refused = 0
+    for at in places(whole):
+        for value in (-1, "x", [[]], {1: None}):
+            try:
+                Dataset.parse(put(whole, at, value), "config")
+            except UserError as error:
+                refused += 1
+                assert "\n" not in str(error) and str(error).startswith(("invalid config: ", "unknown key: ")), error
+    assert refused > 100

@@ -84,7 +84,7 @@ def test_a_table_may_be_of_other_heads_alone() -> None:
 
 def test_it_can_be_read_again() -> None:
     found = dataset()
-    assert Dataset.model_validate({**found.model_dump(mode="json"), "heads": {}}) == found
+    assert Dataset.model_validate(found.model_dump(mode="json")) == found
 
 
 @pytest.mark.parametrize(
@@ -96,9 +96,19 @@ def test_it_can_be_read_again() -> None:
         ({"cells": {"no shift / 1": "other"}}, "names of heads in the cells and rows of sweeps.t1, not 'other'"),
         ({"columns": {"": {}}, "cells": {" / 1": "t1_64"}}, "a row in cells, not ' / 1'"),
         ({"remarks": {"no shift / 3": "?"}}, "'column' or 'column / row' in remarks, not 'no shift / 3'"),
-        ({"rows": {"clusters": [1, -2]}}, "number > 0"),
+        ({"rows": {"clusters": [1, -2]}}, r"\$\.heads\.t1_no_shift_2\.clusters: .*number > 0"),
+        ({"rows": 3}, r"\$\.sweeps\.t1\.rows: expected keys and values, got 3"),
+        ({"paper": 3}, r"\$\.sweeps\.t1\.paper: expected keys and values, got 3"),
         ({"rows": {"a b": {}, "a-b": {}}}, "heads of different names, not two called t1_no_shift_a_b"),
         ({"head": {"kind": "attention_cluster", "features": ["rgb"], "colour": 1}}, "unknown key"),
+        (
+            {"head": {"kind": "attention_cluster", "features": 1}},
+            r"\$\.heads\.t1_no_shift_1\.features: expected a list, got 1",
+        ),
+        (
+            {"head": {"kind": "attention_cluster", "features": [[]]}},
+            r"\$\.heads\.t1_no_shift_1\.features\[0\]: expected text, ",
+        ),
         ({"colour": 1}, "unknown key"),
     ],
 )
