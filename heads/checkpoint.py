@@ -20,6 +20,7 @@ from features.atomic import write_bytes, write_parts
 from features.errors import DamagedStore, FramepoolError, UserError, printable
 from heads.base import Head
 from heads.config import BaseConfig
+from heads.record import checked
 
 MAX_BYTES = 64 << 20  # of run.json; a hostile gigabyte stops here
 WEIGHTS, NETWORK, RUN, RESUME = "weights.safetensors", "network.safetensors", "run.json", "last.pt"
@@ -96,10 +97,7 @@ def read_run(folder: Path) -> dict[str, Any] | None:
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
             raise ValueError(f"{size} bytes, and at most {MAX_BYTES} are read")
-        run = json.loads(path.read_bytes())
-        if not isinstance(run, dict):
-            raise ValueError(f"expected a JSON object, got {type(run).__name__}")
-        return run
+        return checked(json.loads(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:

@@ -60,7 +60,7 @@ class Trained:
         except (KeyError, ValueError, TypeError, OSError) as error:
             raise DamagedStore("run does not load", where=folder, got=error, fix="train it again") from None
         head, _ = load_head(folder, device=device)
-        if missing := {"stores", "classes", "multi_label"} - record.keys():
+        if missing := {"stores", "classes", "multi_label", "dataset", "split"} - record.keys():
             raise DamagedStore("run does not load", where=folder / RUN, expected=min(missing), fix="train it again")
         return cls(folder, record, name, head, config, {})
 

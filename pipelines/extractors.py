@@ -36,7 +36,9 @@ class Stages:
 
     def of(self, run: Trained, modality: str) -> str:
         """The digest of the extractor whose rows are `modality` of a run; it is in `found` from now on."""
-        store = run.record["stores"][modality]
+        store = run.record["stores"].get(modality)
+        if store is None:
+            raise FramepoolError("run does not load", where=run.folder, expected=f"the store of {modality}", fix=_AGAIN)
         extractor = run.record.get("extractors", {}).get(modality) or _by_config(run, modality)
         found = self._stage(run, extractor, store["facts"], modality)
         if found != store["digest"]:
@@ -53,13 +55,13 @@ class Stages:
         try:
             config: AnyExtractor = TypeAdapter(ExtractorConfig).validate_python(extractor["config"])
             source, own = extractor["source"], extractor["recipe"]
+            weights = own["network"]["weights"] if isinstance(config, Networked) else None
             if not NAME.fullmatch(extractor["extractor"]):  # stores are named after it
                 raise ValueError(f"no name of an extractor: {extractor['extractor']!r}")
         except (ValueError, KeyError, TypeError) as error:
             got = printable(str(error).splitlines()[0])
             raise FramepoolError("run does not load", where=run.folder, got=got, fix=_AGAIN) from None
         before = None if source is None else self._stage(run, source, {})
-        weights = own["network"]["weights"] if isinstance(config, Networked) else None
         name = digest(recipe(config, weights, before))
         if name != digest(own):
             raise _other(run, extractor["extractor"], digest(own), name)
@@ -79,10 +81,11 @@ class Stages:
         """With the int8 network that the run's dataset calibrated."""
         if not isinstance(stage.config, Networked) or stage.config.precision != "int8":
             return stage
-        if not (self._cache / facts["int8"]).is_dir():
+        name = Path(facts.get("int8", "")).name
+        if not name or not (self._cache / name).is_dir():
             fix = f"bring the folder of that name, or run `framepool extract {run.record['dataset']}` here once"
-            raise UserError("its int8 network is not here", where=self._cache, expected=facts["int8"], fix=fix)
-        return replace(stage, facts={**stage.facts, "int8": facts["int8"]})
+            raise UserError("its int8 network is not here", where=self._cache, expected=name or "its name", fix=fix)
+        return replace(stage, facts={**stage.facts, "int8": name})
 
 
 def _made_shape(run: Trained, config: AnyExtractor, modality: str) -> tuple[int, ...] | None:
@@ -112,7 +115,7 @@ def _weights(run: Trained, named: str | None, facts: dict[str, Any]) -> Path | s
     compared before anything opens it."""
     if named is None or named == "DEFAULT":
         return named
-    expected, path, folder = facts["weights_sha256"], Path(named), run.folder.absolute()
+    expected, path, folder = facts.get("weights_sha256", ""), Path(named), run.folder.absolute()
     own = [own_weights(place, expected, path) for place in (folder.parent, folder)]
     trees = [folder.parents[4] / path] if len(folder.parents) > 4 else []  # ROOT/work/DATASET/runs/RUN/seedS
     for place in (*own, path, *trees):

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from features.atomic import write_json
-from features.errors import DamagedStore, FramepoolError, UserError, nearest
+from features.errors import FramepoolError, UserError, nearest
 from features.recipe import digest
 from features.videolist import VideoList
 from pipelines import plan as plans
@@ -248,14 +248,9 @@ def evaluate(args: Namespace) -> None:
     if run.members:
         fix = f"evaluate {' and '.join(str(member.folder) for member in run.members.values())}"
         raise UserError("a fusion has no weights to judge again", where=args.folder, fix=fix)
-    try:
-        dataset, split = str(run.record["dataset"]), str(run.record["split"])
-        names = {m: Path(store["store"]).name for m, store in run.record["stores"].items()}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DamagedStore("run does not load", where=args.folder, got=repr(error), fix="train it again") from None
-    plan = plans.of(dataset)
-    videos, _, test_set, labels = split_of(plan, split)
-    folders = {m: plan.work / "features" / name for m, name in names.items()}
+    plan = plans.of(run.record["dataset"])
+    videos, _, test_set, labels = split_of(plan, run.record["split"])
+    folders = {m: plan.work / "features" / Path(store["store"]).name for m, store in run.record["stores"].items()}
     kept = {m: folder for m, folder in folders.items() if (folder / "store.json").is_file()}
     features = (
         from_disk(kept, [v.id for v in videos.videos])

@@ -35,11 +35,14 @@ def test_means_by_hand() -> None:
     )
 
 
+STORES = {"rgb": {"store": "rgb-0", "digest": "s", "facts": {}}}
+
+
 def run(folder: Path, seed: int, **options: Any) -> Path:
     features, labels = problem()
     config = AverageConfig.parse({"kind": "average", "features": ["rgb"], "train": {"epochs": 2}}, where="test")
     given = {"train": range(40), "test": range(40, 60), "classes": CLASSES, "split": "1", **options}
-    provenance = {"head": "x", "digest": "d", "stores": {"rgb": {"digest": "s"}}, "versions": {}}
+    provenance = {"head": "x", "digest": "d", "stores": STORES, "versions": {}}
     train_run(
         folder, config=config, features=features, labels=labels, seed=seed, provenance=provenance, log=str, **given
     )
@@ -60,7 +63,7 @@ def test_a_fused_run_stands_like_any_other(tmp_path: Path) -> None:
     from pipelines.report.runs import read_run
 
     record = read_run(tmp_path / "both").record
-    assert record["stores"] == {"rgb": {"digest": "s"}} and record["members"]["a"] == str(tmp_path / "a")
+    assert record["stores"] == STORES and record["members"]["a"] == str(tmp_path / "a")
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:

@@ -255,11 +255,17 @@ def test_a_run_refuses_another_class_list(here: Path, call: Call) -> None:
         ("x", 1, "run does not load: work/tiny/runs/"),
         ("[]", 1, "run does not load: work/tiny/runs/"),
         ({"dataset": None}, 1, "run does not load: work/tiny/runs/"),
-        ({"dataset": 3}, 2, "unknown dataset: "),
+        ({"dataset": 3}, 1, "run does not load: work/tiny/runs/"),
+        ({"dataset": "tin"}, 2, "unknown dataset: config: expected the name of a config, got 'tin'; did you mean"),
+        ({"extractors": {"rgb": {}}}, 1, "run does not load: work/tiny/runs/"),
         ({"split": "9"}, 2, "unknown split: the list of tiny: got 9; known: 1, 2, 3"),
         ({"stores": ["rgb"]}, 1, "run does not load: work/tiny/runs/"),
         ({"stores": {"rgb": {"store": 3}}}, 1, "run does not load: work/tiny/runs/"),
-        ({"stores": {"rgb": {"store": "../../../x"}}}, 2, "no store of this config: config/tiny.yaml: got x; known: "),
+        (
+            {"stores": {"rgb": {"store": "../../../x", "digest": "", "facts": {}}}},
+            2,
+            "no store of this config: config/tiny.yaml: got x; known: ",
+        ),
     ],
 )
 def test_a_run_whose_record_is_not_right(

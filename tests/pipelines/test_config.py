@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 
 from features.errors import UserError
 from pipelines.config import Dataset, datasets, load, trainer
+from tests.misplaced import places, put
 from tests.workflow import world
 
 REPO = world.REPO
@@ -264,22 +264,6 @@ def test_a_head_reads_what_is_not_stored_where_it_comes_from_the_video(
     assert f"{expected} reads tvl1" in str(error.value)
     path.write_text(virtual.replace("{kind: tvl1}", "{kind: tvl1, store: false}"))
     assert not load("all").extractors["flow"].store
-
-
-def places(node: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path to every node of a config."""
-    if at:
-        yield at
-    inside = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in inside:
-        yield from places(value, (*at, key))
-
-
-def put(node: Any, at: tuple[Any, ...], value: Any) -> Any:
-    """A copy of `node` with `value` at a place."""
-    changed = copy.copy(node)
-    changed[at[0]] = value if len(at) == 1 else put(node[at[0]], at[1:], value)
-    return changed
 
 
 @pytest.mark.parametrize("name", ["ucf6", "charades", "flash-digits"])

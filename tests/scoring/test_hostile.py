@@ -18,10 +18,13 @@ import torch
 
 from extract.config import recipe
 from features.atomic import Disk
+from features.errors import FramepoolError
 from features.recipe import digest, file_sha256
 from heads import checkpoint
 from pipelines.extractors import Stages
+from pipelines.of_run import of_run
 from pipelines.scoring import output
+from tests.misplaced import places, put
 from tests.scoring import world
 from tests.scoring.test_score import by_video, close
 from tests.workflow.world import environment
@@ -92,6 +95,23 @@ def test_a_hostile_run_json_is_one_line(here: Path, call: Call, hostile: bytes, 
     code, said = call(f"score {run} videos --out s.jsonl --threads 1")
     assert code in (1, 2) and message in said and len(said.splitlines()) == 1 and len(said) < 1000, said
     assert not (here / "s.jsonl").exists()
+
+
+def test_whatever_stands_anywhere_in_a_run_json_is_right_or_a_line(here: Path) -> None:
+    run = world.run_of("average")
+    record = json.loads((run / "run.json").read_text())
+    refused = 0
+    for at in places(record):
+        for value in (-1, {}, ["x"], None):
+            (run / "run.json").write_text(json.dumps(put(record, at, value)))
+            try:
+                found = of_run(run)
+                assert found.classes and not found.several
+                assert [found.store(modality).name for modality in found.sources]
+            except FramepoolError as error:
+                refused += 1
+                assert "\n" not in str(error), error
+    assert refused > 200
 
 
 def test_a_gigabyte_of_run_json_is_not_read(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
