@@ -7,8 +7,8 @@ last batch is padded to the same shape, so that a recipe gives the same bytes wh
     run = engine(model, facts, cache, threads=2)
     features = run.finish(run.start(rows))
 
-Converting for OpenVINO takes torch and seconds; it happens once, in a process of its own where torch is not imported
-yet, and the result is kept in `cache`. After that an extraction imports neither torch nor timm.
+Converting for OpenVINO takes torch and seconds; it happens once, in a process of its own, and the result is kept in
+`cache`. After that an extraction imports neither torch nor timm.
 """
 
 from __future__ import annotations
@@ -162,13 +162,12 @@ def prepare(model: Model, cache: Path) -> dict[str, Any]:
     """
     folder = cache / model.key()
     if not (folder / "facts.json").is_file():
-        with Lock(make_folder(cache) / f"{folder.name}.lock", wait_s=900):
+        with (
+            Lock(make_folder(cache) / f"{folder.name}.lock", wait_s=900),
+            children(1) as pool,
+        ):
             if not folder.is_dir():
-                if "torch" in sys.modules:
-                    _convert(model, folder)
-                else:  # what extracts goes on without it
-                    with children(1) as pool:
-                        pool.submit(_convert, model, folder).result()
+                pool.submit(_convert, model, folder).result()
     facts: dict[str, Any] = json.loads((folder / "facts.json").read_bytes())
     if model.calibration is not None:
         name = f"{model.key()}-int8-{model.calibration.name}"

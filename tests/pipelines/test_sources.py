@@ -15,7 +15,6 @@ import torch
 from features.batches import Features
 from features.errors import DamagedStore, FramepoolError
 from features.rows import Reading
-from pipelines import __main__ as program
 from pipelines import plan as plans
 from pipelines.__main__ import _leave
 from pipelines.sources import Ahead, opened
@@ -106,18 +105,17 @@ print(said())
 
 def test_it_is_done_where_torch_is_still_to_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = world.build(tmp_path / "made")
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(program.signal, "signal", lambda *_: None)
-    plans.of.cache_clear()
-    for line in ("index tiny", "extract tiny --extractor rgb --threads 1"):
-        assert program.main(line.split()) == 0
+    program = [sys.executable, "-m", "pipelines"]
     env = {**os.environ, "PYTHONPATH": str(world.REPO)}
+    for line in ("index tiny", "extract tiny --extractor rgb --threads 1"):
+        subprocess.run([*program, *line.split()], cwd=folder, env=env, check=True, capture_output=True)
     said = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=folder, env=env, check=True, capture_output=True, text=True
     )
     first, size, again = said.stdout.splitlines()
     assert first == "True False False False [] False False", "alone, streamed, of several, too large; nobody, nothing"
     assert again == "False", "torch is there"
+    monkeypatch.chdir(folder)
     plans.of.cache_clear()
     here = opened(plans.of("tiny").run("average", "1").stores, threads=1)
     plans.of.cache_clear()
