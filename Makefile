@@ -7,7 +7,7 @@ VENV := .venv/.made-from-lock
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint format lock clean
 MAKEFLAGS += --no-print-directory
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := -n auto --maxprocesses 4 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -27,6 +27,7 @@ from features.recipe import Config
 
 View = Literal["left", "centre", "right", "left_mirrored", "centre_mirrored", "right_mirrored"]
 CENTRE: Final[tuple[View, ...]] = ("centre",)
+DECODING: Final = ("sampling", "limits", "decoder")  # which frames of a video there are; no concern of who has a source
 
 
 class Transform(Config):
@@ -259,7 +260,7 @@ class Pictured(FromVideo, Networked):
 
     @model_validator(mode="after")
     def _its_source_samples(self) -> Self:
-        own = {"sampling", "limits", "decoder"} & self.model_fields_set
+        own = {*DECODING} & self.model_fields_set
         if self.source is not None and own:
             raise ValueError(f"no {min(own)} beside a source, whose own counts")
         if self.source is not None and self.transform.resize is not None:
@@ -362,7 +363,7 @@ def recipe(
     for field in ("store", "temporary"):
         del value[field]
     if source is not None:
-        for field in ("sampling", "limits", "decoder"):
+        for field in DECODING:
             value.pop(field, None)
     if "limits" in value:
         del value["limits"]["timeout_s"]

@@ -3,21 +3,14 @@
 A network here is whole: rows as they are decoded or stored in, normalised inside, float32 (B, *F) features out. The
 last batch is padded to the same shape, so that a recipe gives the same bytes wherever a job was taken up again.
 
-    facts = prepare(model, cache)                    # sha256 of the weights, transform, feature shape; converts
-    run = engine(model, facts, cache, threads=2)
+    run = engine(model, facts, cache, threads=2)     # the facts that `extract.convert.prepare` gives
     features = run.finish(run.start(rows))
-
-Converting for OpenVINO takes torch and seconds; it happens once, in a process of its own, and the result is kept in
-`cache`. After that an extraction imports neither torch nor timm.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
-import shutil
 import sys
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -29,16 +22,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from extract.calibration import Calibration, quantised
-from extract.config import Flow, Mapped, Networked, Pictured, snippet
-from extract.decoders import children
-from extract.lanes import Engine, middle
-from extract.samples import job_of
-from features.atomic import Lock, make_folder, publish_folder, write_json
+from extract.calibration import Calibration
+from extract.config import DECODING, Flow, Mapped, Networked, Pictured, snippet
+from extract.lanes import Engine
 from features.errors import UserError
 from features.recipe import digest, file_sha256
 
-__all__ = ["Compared", "Engine", "Model", "engine", "feature_shape", "prepare", "whole_network"]
+__all__ = ["Compared", "Engine", "Model", "engine", "feature_shape", "whole_network"]
 
 Rows = npt.NDArray[Any]
 READS: Final = {"rgb": "rgb", "trunk": "rgb", "rgbdiff": "rgbdiff", "flow": "flow", "audio": "logmel"}
@@ -137,52 +127,32 @@ class Model:
             if crop is None:
                 return (b, *self.source_shape), np.dtype(np.float32)
             return (b, crop, crop, self.source_shape[-1]), np.dtype(np.uint8)
-        frames = snippet(config)[0] if isinstance(config, Pictured) else 1
         if self.source_shape is not None:
             return (b, *self.source_shape[:-3], crop, crop, self.source_shape[-1]), np.dtype(np.uint8)
+        frames = self._frames()
         return (b, *((frames,) if frames > 1 else ()), crop, crop, 3), np.dtype(np.uint8)
 
+    def _frames(self) -> int:
+        """Of a sample that is decoded for the network."""
+        return snippet(self.config)[0] if isinstance(self.config, Pictured) else 1
+
     def key(self) -> str:
-        """Names what `prepare` leaves in the cache."""
+        """Names what `prepare` leaves in the cache; where in a video the frames are makes no other network."""
         weights = file_sha256(self.weights) if isinstance(self.weights, Path) else self.weights
         fields = self.config.recipe()
-        for field in ("store", "temporary", "source", "limits", "precision", "calibration", "device"):
+        for field in (*DECODING, "store", "temporary", "source", "precision", "calibration", "device"):
             fields.pop(field, None)
         fields["network"]["weights"] = weights
         versions = [version(name) for name in ("torch", "torchvision", "timm", "openvino")]
-        shape = list(self.source_shape) if self.source_shape else None
+        shape = list(self.source_shape) if self.source_shape else self._frames()
         return f"{self.config.network.name}-{digest([fields, self.config.chosen_runtime, shape, versions])[:16]}"
 
-
-def prepare(model: Model, cache: Path) -> dict[str, Any]:
-    """The facts of `model`: ``weights_sha256``, ``row_shape``, and ``transform`` with all that the config left out.
-
-    Leaves the converted network in `cache` where the runtime needs one, for int8 a quantised one beside it. Raises what
-    `extract.networks.build` raises.
-    """
-    folder = cache / model.key()
-    if not (folder / "facts.json").is_file():
-        with (
-            Lock(make_folder(cache) / f"{folder.name}.lock", wait_s=900),
-            children(1) as pool,
-        ):
-            if not folder.is_dir():
-                pool.submit(_convert, model, folder).result()
-    facts: dict[str, Any] = json.loads((folder / "facts.json").read_bytes())
-    if model.calibration is not None:
-        name = f"{model.key()}-int8-{model.calibration.name}"
-        facts["int8"] = quantised(name, folder, lambda: _calibrating(model, facts), model.config.batch, cache).name
-    return facts
-
-
-def _calibrating(model: Model, facts: Mapping[str, Any]) -> list[Rows]:
-    """Samples as the network sees them."""
-    if model.calibration is None:
-        return []
-    shape, crop = model.source_shape, facts["transform"].get("crop")
-    if shape is not None:
-        return model.calibration.samples(None, middle(shape, crop))
-    return model.calibration.samples(job_of(model.config, facts["transform"]), ())  # type: ignore[arg-type]
+    def quantised_key(self) -> str:
+        """Names it in int8: made for the rows that `calibration` and the sampling give."""
+        fields = self.config.recipe()
+        samples = [fields.get(field) for field in DECODING]
+        calibration = None if self.calibration is None else self.calibration.name
+        return f"{self.key()}-int8-{digest([samples, calibration])[:16]}"
 
 
 def engine(
@@ -242,33 +212,6 @@ def feature_shape(model: Model) -> tuple[int, ...]:
         rows = torch.empty((1, *shape[1:]), dtype=torch.uint8 if dtype == np.uint8 else torch.float32)
         with torch.inference_mode():
             return tuple(whole_network(network, facts)(rows).shape[1:])
-
-
-def _convert(model: Model, folder: Path) -> None:
-    """Build the network once: its facts, and for OpenVINO its fixed-shape graph."""
-    import torch
-
-    network, facts = model.build()
-    shape, dtype = model.example(facts)
-    example = torch.zeros(shape, dtype=torch.uint8 if dtype == np.uint8 else torch.float32)
-    whole = whole_network(network, facts)
-    with torch.inference_mode():
-        network.check(*whole.rows(example[:1]).shape[1:])
-        facts["row_shape"] = list(whole(example[:1]).shape[1:])
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    make_folder(partial)
-    if model.config.chosen_runtime == "openvino":
-        import openvino
-
-        with torch.inference_mode(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # tracing is what OpenVINO converts; torch would like it to go
-            traced = torch.jit.trace(whole, example, check_trace=False)  # type: ignore[no-untyped-call]
-        kind = openvino.Type.u8 if dtype == np.uint8 else openvino.Type.f32
-        converted = openvino.convert_model(traced, input=[(shape, kind)])
-        openvino.save_model(converted, partial / "model.xml", compress_to_fp16=False)
-    write_json(partial / "facts.json", facts)
-    publish_folder(partial, folder)
 
 
 def whole_network(network: Any, facts: Mapping[str, Any]) -> Any:

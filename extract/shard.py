@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 
 from extract.calibration import Calibration
 from extract.config import AnyExtractor, Networked
+from extract.convert import converter
 from extract.decoders import Decoders, End, Row
 from extract.fingerprint import Item, list_digest
 from extract.imported import imported
@@ -103,11 +104,12 @@ def extract_shards(tasks: Sequence[Task], *, workers: int, lock_wait_s: float = 
                 make_folder(tasks[n].store)
                 stack.enter_context(Lock(tasks[n].store / f"{tasks[n].shard:05d}.lock", wait_s=lock_wait_s))
             open_ = []
-            for n in group:
-                if (whole := _whole(tasks[n])) is not None:
-                    found[n] = whole
-                else:
-                    open_.append((n, stack.enter_context(closing(_Making(tasks[n], workers)))))
+            with converter():
+                for n in group:
+                    if (whole := _whole(tasks[n])) is not None:
+                        found[n] = whole
+                    else:
+                        open_.append((n, stack.enter_context(closing(_Making(tasks[n], workers)))))
             if open_:
                 _fill([making for _, making in open_], workers)
                 for n, making in open_:

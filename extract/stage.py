@@ -20,10 +20,11 @@ import numpy as np
 
 from extract.calibration import Calibration
 from extract.config import AnyExtractor, Frames, FromVideo, Imported, Networked, Tvl1
+from extract.convert import prepare
 from extract.decoders import End, Row
 from extract.flow import FlowEngine
 from extract.lanes import Fan, Lane, PassOn, Plain, Sink
-from extract.runtime import Engine, Model, engine, prepare
+from extract.runtime import Engine, Model, engine
 from extract.samples import PATCH, AnyJob, job_of
 
 Facts = dict[str, Any]

@@ -28,9 +28,10 @@ import torch
 from av.video.frame import VideoFrame
 
 from extract.config import FromVideo, RgbDiff
+from extract.convert import prepare
 from extract.lanes import middle
 from extract.media import FOREVER, LIVE, Decoded, MediaError, decode, decode_live, scheme_of
-from extract.runtime import engine, prepare
+from extract.runtime import engine
 from extract.samples import Array
 from extract.samplings import Segments, Uniform, own_frames
 from extract.scaler import Scaler

@@ -55,6 +55,7 @@ class OfRun:
 def of_run(folder: Path, cache: Path = WORK / "cache") -> OfRun:
     """The finished run in `folder`, its networks converted into `cache`. Raises `UserError` where it is none, or is a
     fusion, and what `pipelines.extractors.Stages.of` raises where its extractors cannot be made again."""
+    from extract.convert import converter
     from heads.scoring import Trained
     from pipelines.extractors import Stages
 
@@ -63,5 +64,6 @@ def of_run(folder: Path, cache: Path = WORK / "cache") -> OfRun:
         fix = f"take {' and '.join(str(member.folder) for member in trained.members.values())}"
         raise UserError("a fusion has no weights of its own", where=folder, fix=fix)
     stages = Stages(cache)
-    sources = {modality: stages.found[stages.of(trained, modality)] for modality in trained.head.shapes}
+    with converter():
+        sources = {modality: stages.found[stages.of(trained, modality)] for modality in trained.head.shapes}
     return OfRun(folder, trained.head, trained.record, trained.config, sources)

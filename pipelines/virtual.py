@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from extract.convert import converter
 from extract.shard import Task, stage_of
 from extract.stage import Stage
 from extract.whole import Extraction, Video
@@ -101,7 +102,8 @@ class Virtual:
     ) -> Self:
         """Of `tasks`, by modality, beside what is `stored`; the files (None: not found) stand beside the `ids`.
         `stores` are what a run records of the computed ones."""
-        computing = Computing({m: stage_of(task) for m, task in tasks.items()}, workers)
+        with converter():
+            computing = Computing({m: stage_of(task) for m, task in tasks.items()}, workers)
         known = {m: {**stores[m], "facts": stage.lasting_facts} for m, stage in computing.stages.items()}
         names = tuple(tasks)
         own = () if stored is None else tuple(stored.rows)

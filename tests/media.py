@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,13 @@ def write_network(path: Path, name: str = "test_vit", seed: int = 0, num_classes
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(save_network(build(name, num_classes=num_classes, **options)))
     return path
+
+
+def share_networks(cache: Path) -> None:
+    """Make `cache` a link to the folder of converted networks that all tests of a run share: a network is converted in
+    a process of its own, which imports torch first, and most tests are about something else."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.symlink_to(os.environ["FRAMEPOOL_TESTS_NETWORKS"], target_is_directory=True)
 
 
 def damaged_media(folder: Path) -> dict[str, tuple[Path, str]]:

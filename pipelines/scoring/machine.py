@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 
 from extract.config import Frames, Imported
+from extract.convert import converter
 from extract.sampling import Window
 from extract.sources import Clip
 from extract.span import Media
@@ -77,11 +78,12 @@ class Machine:
         self.options = options
         self.runs = [Trained.load(folder) for folder in options.runs]
         self.stages = Stages(options.cache)
-        self._reads = {
-            run.folder: {modality: self.stages.of(run, modality) for modality in run.head.shapes}  # type: ignore[union-attr]
-            for top in self.runs
-            for run in top.trained
-        }
+        with converter():
+            self._reads = {
+                run.folder: {modality: self.stages.of(run, modality) for modality in run.head.shapes}  # type: ignore[union-attr]
+                for top in self.runs
+                for run in top.trained
+            }
         self.names = list(dict.fromkeys(name for reads in self._reads.values() for name in reads.values()))
         for name in self.names:
             if isinstance(config := self.stages.found[name].first.config, Frames | Imported):

@@ -13,10 +13,11 @@ from pydantic import TypeAdapter
 from torch.nn import functional as F
 
 from extract.config import ExtractorConfig
+from extract.convert import prepare
 from extract.networks import FromRows, Library, NetworkError, build, channels, reads_clips, save_network
 from extract.networks.describe import describe
 from extract.networks.i3d import SamePool, Unit, around
-from extract.runtime import Model, engine, feature_shape, prepare
+from extract.runtime import Model, engine, feature_shape
 from tests.extract.photos import relative
 from tests.media import write_network
 

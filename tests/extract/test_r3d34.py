@@ -12,9 +12,10 @@ import torchvision
 
 import heads
 from extract.config import Trunk
+from extract.convert import prepare
 from extract.networks import FromRows, NetworkError, build, save_network
 from extract.networks.describe import describe
-from extract.runtime import Model, engine, prepare
+from extract.runtime import Model, engine
 
 
 def ours(**options: Any) -> Any:

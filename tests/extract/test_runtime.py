@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextvars import Context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import psutil
 import pytest
 
-from extract.config import NetworkConfig, Rgb, Transform
-from extract.runtime import Engine, Model, engine, feature_shape, prepare
+from extract.config import NetworkConfig, Rgb, Transform, Trunk
+from extract.convert import converter, prepare
+from extract.runtime import Engine, Model, engine, feature_shape
+from extract.samplings import Clips, Uniform
 from features.errors import UserError
 from features.recipe import file_sha256
 from tests.extract.photos import config, photos, reference, relative
@@ -37,6 +42,10 @@ def model(folder: Path, **fields: Any) -> Model:
 def noise(count: int, seed: int = 0) -> Pixels:
     """(n, 64, 64, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (count, 64, 64, 3), dtype=np.uint8)
+
+
+def imported(name: str) -> bool:
+    return name in sys.modules
 
 
 def rows(which: Model, folder: Path, batches: list[Pixels], threads: int = 1) -> npt.NDArray[np.float32]:
@@ -134,6 +143,29 @@ def test_the_second_time_converts_nothing_and_imports_no_torch(folder: Path) -> 
     )
     assert done.stdout.split() == ["4"]
     assert {p: p.stat().st_mtime_ns for p in (folder / "cache").glob("test_resnet-*/*")} == before
+
+
+def test_one_process_converts_the_networks_of_a_job_and_ends_with_it(folder: Path, tmp_path: Path) -> None:
+    def job() -> None:
+        with converter() as pool:
+            process = pool.submit(os.getpid).result()
+            for batch in (5, 6):
+                prepare(model(folder, batch=batch), tmp_path)
+                with converter() as inner:
+                    assert inner.submit(os.getpid).result() == process
+            assert pool.submit(imported, "timm").result(), "there they were converted"
+        assert not psutil.pid_exists(process)
+
+    Context().run(job)  # the tests' own is not open in there
+
+
+def test_where_the_frames_are_makes_no_other_network_but_how_many_does(folder: Path) -> None:
+    some = [model(folder, sampling=Uniform(n=n), precision="int8") for n in (3, 4)]
+    assert {m.key() for m in some} == {model(folder).key()}
+    assert len({m.quantised_key() for m in some}) == 2, "it has seen other frames"
+    network = NetworkConfig(name="r2plus1d_18", library="torchvision", weights="DEFAULT")
+    clips = [Trunk(kind="trunk", network=network, sampling=Clips(frames=n)) for n in (8, 16)]
+    assert len({Model(config, "DEFAULT").key() for config in clips}) == 2
 
 
 def test_every_other_network_has_a_place_of_its_own(folder: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from features.outcome import Outcome
 from features.recipe import file_sha256
 from features.store import read_shard, verify_shard
 from tests.faults import world
-from tests.media import write_network, write_video
+from tests.media import share_networks, write_network, write_video
 
 SIZE = 32
 
@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "videos" / "2.mp4").write_text("no video")
     write_network(folder / "w.safetensors", "test_vit")
     write_network(folder / "other.safetensors", "test_vit", seed=1)
+    share_networks(folder / "cache")
     return folder
 
 

@@ -18,7 +18,7 @@ from features.errors import FramepoolError, UserError
 from features.recipe import digest
 from features.store import read_shard, verify_shard
 from tests.faults import world
-from tests.media import write_network, write_video
+from tests.media import share_networks, write_network, write_video
 from tests.sounds import click_and_flash
 
 SMALL = {"resize": 64, "crop": 64}
@@ -45,6 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_video(folder / "videos/4.mp4", frames=2)
     write_network(folder / "w.safetensors", "test_resnet")
     write_network(folder / "mono.safetensors", "test_resnet", in_chans=1, reads="logmel")
+    share_networks(folder / "cache")
     return folder
 
 

@@ -97,17 +97,21 @@ def test_a_kill_around_each_rename_of_publishing(small_world: Path, tmp_path: Pa
     job = world.task(small_world, store=tmp_path / "store", pixels=True)
     pid = os.fork()
     if pid == 0:
-        renames = [0]
+        code, renames = 1, 0
 
         def rename(source: Path, target: Path) -> None:
-            if renames[0] == survived:
+            nonlocal renames
+            if renames == survived:
                 os._exit(9)
-            renames[0] += 1
+            renames += 1
             os.replace(source, target)
 
-        Disk.rename = staticmethod(rename)  # type: ignore[method-assign]
-        extract_shard(job, workers=1)
-        os._exit(0)
+        try:
+            Disk.rename = staticmethod(rename)  # type: ignore[method-assign]
+            extract_shard(job, workers=1)
+            code = 0
+        finally:  # or there would be two that run the tests that follow
+            os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     assert code == (9 if survived < 3 else 0)
     world.check(tmp_path / "store", job)

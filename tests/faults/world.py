@@ -18,7 +18,7 @@ from extract.shard import Task, extract_shard
 from features.manifest import Manifest
 from features.recipe import file_sha256
 from features.store import shards, verify_shard
-from tests.media import write_network, write_video
+from tests.media import share_networks, write_network, write_video
 
 VIDEOS = 14
 
@@ -29,6 +29,7 @@ def build(folder: Path) -> Path:
         write_video(folder / "videos" / f"clip{number:02d}.mp4", frames=6 + 3 * (number % 4), seed=number)
     (folder / "videos" / "clip05.mp4").write_bytes(b"not a video")
     write_network(folder / "network.safetensors", "test_resnet")
+    share_networks(folder / "cache")
     return folder
 
 

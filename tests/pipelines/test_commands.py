@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the dataset, and the folder that commands run in."""
-    folder = shutil.copytree(made, tmp_path / "here")
+    folder = shutil.copytree(made, tmp_path / "here", symlinks=True)
     monkeypatch.chdir(folder)
     return folder
 

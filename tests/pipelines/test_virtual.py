@@ -192,7 +192,7 @@ def test_a_batch_of_nothing_but_broken_videos(there: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_the_workflow_trains_on_what_is_not_stored(folder: Path, tmp_path: Path) -> None:
     """No store is made; a changed video trains the head anew."""
-    here = shutil.copytree(folder, tmp_path / "copy")
+    here = shutil.copytree(folder, tmp_path / "copy", symlinks=True)
     shutil.rmtree(here / "work", ignore_errors=True)
     (here / "config" / "virtual.yaml").rename(here / "config" / "tiny.yaml")
     world.snakemake(here)

@@ -169,7 +169,7 @@ def test_other_weights_are_refused_before_they_are_opened(here: Path, call: Call
     bomb.write_bytes(b"not weights at all")
     assert call(f"score {run} videos --out own.jsonl --threads 1")[0] == 0, "a run has its own"
     shutil.rmtree(run.parent / "extractors")
-    shutil.rmtree(here / "work" / "cache")
+    (here / "work" / "cache").unlink()  # a link
     code, said = call(f"score {run} videos --out s.jsonl --threads 1")
     assert code == 2 and "weights are not there" in said and "got another file" in said
     (run / "extractors").mkdir()

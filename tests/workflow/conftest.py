@@ -19,4 +19,4 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(made: Path, tmp_path: Path) -> Path:
     """The finished dataset, to be changed."""
-    return shutil.copytree(made, tmp_path / "copy")
+    return shutil.copytree(made, tmp_path / "copy", symlinks=True)

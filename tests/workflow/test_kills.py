@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.media import write_network, write_video
+from tests.media import share_networks, write_network, write_video
 from tests.workflow import world
 
 VIDEOS = 8
@@ -31,6 +31,7 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(clip, folder / "videos" / f"{name}.avi")
     world.write_list(folder, names)
     write_network(folder / "network.safetensors", "test_resnet")
+    share_networks(folder / "work" / "cache")
     rgb = {**world.CONFIG["extractors"]["rgb"], "sampling": {"kind": "every", "k": 1}}
     world.write_config(folder, {**world.CONFIG, "shard_size": VIDEOS, "extractors": {"rgb": rgb}})
     return folder
@@ -38,14 +39,14 @@ def seed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(seed: Path) -> dict[str, str]:
-    folder = shutil.copytree(seed, seed.parent / "undisturbed")
+    folder = shutil.copytree(seed, seed.parent / "undisturbed", symlinks=True)
     world.snakemake(folder, target(folder))
     return world.contents(world.store(folder))
 
 
 @pytest.fixture
 def folder(seed: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(seed, tmp_path / "here")
+    return shutil.copytree(seed, tmp_path / "here", symlinks=True)
 
 
 @pytest.fixture

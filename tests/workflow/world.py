@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from tests.media import write_network, write_video
+from tests.media import share_networks, write_network, write_video
 
 REPO = Path(__file__).resolve().parents[2]
 VIDEOS = 9
@@ -46,6 +46,7 @@ def build(folder: Path, videos: int = VIDEOS, *, frames: int = 8) -> Path:
         write_video(folder / "videos" / f"{name}.avi", frames=frames, seed=number, codec="mpeg4")
     write_list(folder, names)
     write_network(folder / "network.safetensors", "test_resnet")
+    share_networks(folder / "work" / "cache")
     write_config(folder, CONFIG)
     return folder
 
