@@ -99,8 +99,10 @@ def _quantise(converted: Path, batches: Samples, folder: Path) -> None:
     import nncf
     import openvino
 
+    from extract.openvino_core import CORE
+
     nncf.set_log_level(logging.ERROR)
-    graph = openvino.Core().read_model(converted / "model.xml")
+    graph = CORE.read_model(converted / "model.xml")
     with redirect_stdout(io.StringIO()):  # its progress bars
         graph = nncf.quantize(
             graph, nncf.Dataset(list(batches)), preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches)

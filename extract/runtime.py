@@ -237,16 +237,15 @@ def whole_network(network: Any, facts: Mapping[str, Any]) -> Any:
 
 class _OpenVino:
     def __init__(self, folder: Path, precision: str, threads: int) -> None:
-        import openvino
+        from extract.openvino_core import CORE
 
-        core = openvino.Core()
         options = {
             # OpenVINO's own default may be bf16; a quantised graph runs in int8, and the rest of it in fp32.
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16", "int8": "f32"}[precision],
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
         }
-        compiled = core.compile_model(core.read_model(folder / "model.xml"), "CPU", options)
+        compiled = CORE.compile_model(CORE.read_model(folder / "model.xml"), "CPU", options)
         _let_go(folder / "model.bin")
         self._requests = deque(compiled.create_infer_request() for _ in range(ON_THEIR_WAY))
 

@@ -47,16 +47,15 @@ class Stream:
 
     def __init__(self, model: Path, *, precision: Literal["fp32", "bf16"] = "fp32", threads: int = 1) -> None:
         """`model` as `export` wrote it."""
-        import openvino
+        from extract.openvino_core import CORE
 
-        core = openvino.Core()
         options = {
             "INFERENCE_PRECISION_HINT": _HINTS[precision],
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
         }
-        compiled = core.compile_model(core.read_model(model), "CPU", options)
+        compiled = CORE.compile_model(CORE.read_model(model), "CPU", options)
         self._request = request = compiled.create_infer_request()
         self._frame, self._logits = request.get_input_tensor(0).data, request.get_output_tensor(0).data
         states = range(1, len(compiled.outputs))

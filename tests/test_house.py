@@ -96,6 +96,12 @@ def one_module_opens_media(path: str, tree: ast.Module) -> Iterator[tuple[int, s
             yield call.lineno, f"{name}: only extract/media.py opens media"
 
 
+def one_core_of_openvino(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for call, name in calls(tree):
+        if name.split(".")[-1] == "Core" and path != "extract/openvino_core.py":
+            yield call.lineno, f"{name}: a second core makes a signal a segmentation fault, so use CORE"
+
+
 def nothing_unsafe(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
     unsafe_modules = ("pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib")
     yield from (
@@ -156,6 +162,7 @@ RULES: dict[Rule, dict[str, str]] = {  # each with files that it must complain a
         "pipelines/a.py": "(a / b).rename(c)",
     },
     one_module_opens_media: {"heads/a.py": "av.open(path)", "pipelines/datasets/a.py": "av.open(path, mode='r')"},
+    one_core_of_openvino: {"pipelines/a.py": "core = openvino.Core()", "extract/a.py": "ov.runtime.Core()"},
     nothing_unsafe: {
         "heads/a.py": "import pickle",
         "heads/b.py": "subprocess.run(c, shell=True)",

@@ -250,11 +250,10 @@ def doctor(_: Namespace) -> None:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"{'CUDA':<14}{', '.join(gpus) or 'no device: extractors and heads run on the CPU'}")
     try:
-        import openvino
+        from extract.openvino_core import CORE
 
-        core = openvino.Core()
-        print(f"{'OpenVINO CPU':<14}{core.get_property('CPU', 'FULL_DEVICE_NAME')}")
-        print(f"{'':<14}{', '.join(core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'))}")
+        print(f"{'OpenVINO CPU':<14}{CORE.get_property('CPU', 'FULL_DEVICE_NAME')}")
+        print(f"{'':<14}{', '.join(CORE.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'))}")
     except (ImportError, RuntimeError) as error:
         print(f"{'OpenVINO CPU':<14}not usable: {error}")
         missing.append("openvino's CPU device")

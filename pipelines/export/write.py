@@ -68,10 +68,10 @@ def runner(path: Path, threads: int = 0) -> Callable[[Mapping[str, Array]], Arra
             return np.asarray(found)
 
         return onnx
-    import openvino
+    from extract.openvino_core import CORE
 
     settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads}
-    compiled = openvino.Core().compile_model(path, "CPU", settings)
+    compiled = CORE.compile_model(path, "CPU", settings)
     return lambda inputs: np.array(compiled(dict(inputs))[0])
 
 

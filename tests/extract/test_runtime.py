@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import subprocess
 import sys
 from contextvars import Context
@@ -183,6 +185,22 @@ def test_weights_that_do_not_fit_are_the_users_to_mend(folder: Path, tmp_path: P
         prepare(model(tmp_path), tmp_path / "cache")  # the message crosses a process border
     with pytest.raises(UserError, match=r"weights do not fit: .*they are of name 'test_resnet', .* 'resnet5'"):
         model(folder, network=NetworkConfig(name="resnet5", weights=folder / "w.safetensors")).build()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the stack of signals is changed on Linux")
+def test_after_engines_a_signal_is_still_handled(folder: Path) -> None:
+    """What stops a job in good order must not be a segmentation fault."""
+    which = model(folder)
+    facts = prepare(which, folder / "cache")
+    engines = [engine(which, facts, folder / "cache", threads=1) for _ in range(2)]
+    while engines:
+        engines.pop(0).close()
+    gc.collect()
+    if (child := os.fork()) == 0:
+        signal.signal(signal.SIGUSR1, lambda *_: os._exit(7))
+        signal.raise_signal(signal.SIGUSR1)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_a_device_that_is_not_here(folder: Path) -> None:

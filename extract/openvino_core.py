@@ -1,0 +1,13 @@
+"""OpenVINO's one core of this process, which lives as long as it does.
+
+The CPU plugin of a core sets the stack that signals are handled on, and puts back the one that it found when it goes.
+Of two, the first to go unmaps its own and the second puts just that back: the next signal, the one that was to stop a
+job in good order, is a segmentation fault (openvino 2026.4, src/plugins/intel_cpu, SigAltStackSetup)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import openvino
+
+CORE: Final = openvino.Core()
