@@ -38,6 +38,7 @@ from heads.checkpoint import copy_of, load_resume, save_resume
 from heads.clips import in_clips
 from heads.config import BaseConfig, TrainConfig
 from heads.data import Data, balanced_weights, hold_out, mix, refuse_non_finite
+from heads.denormals import flushed
 from heads.distillation import Teacher
 from heads.optimise import epochs_without_gain, learning_rate, make_optimizer, set_rate
 from heads.pace import Pace
@@ -48,6 +49,7 @@ History = list[dict[str, float | None]]
 CHECKPOINT_S = 600.0
 
 
+@flushed()
 @torch.no_grad()
 def predict(head: Head, config: BaseConfig, data: Data, videos: Tensor, device: torch.device) -> Predictions:
     """Scores of `videos` on their test rows; refuses NaN. Of several processes each takes its part of them."""

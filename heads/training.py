@@ -32,6 +32,7 @@ from heads.checkpoint import NETWORK, RESUME, RUN, begin_from, load_head, read_r
 from heads.clip_labels import Actions
 from heads.config import BaseConfig, TrainConfig
 from heads.data import Data
+from heads.denormals import flushed
 from heads.distillation import Teacher
 from heads.loop import CHECKPOINT_S, Loop, predict, seeded
 from heads.malloc import keep_freed_memory
@@ -43,6 +44,7 @@ Log = Callable[[str], None]
 METRICS = "metrics.json"
 
 
+@flushed()
 def train_run(
     folder: Path,
     *,

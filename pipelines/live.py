@@ -39,6 +39,7 @@ from features.atomic import Lock, make_folder, publish_folder
 from features.errors import FramepoolError, UserError
 from features.recipe import file_sha256
 from heads.checkpoint import WEIGHTS
+from heads.denormals import flushed
 from heads.end_to_end import EndToEnd
 from heads.streaming import Online
 from pipelines.export.graphs import pictures
@@ -132,6 +133,7 @@ class Live:
         logits: npt.NDArray[np.float32] = self._head(torch.from_numpy(rows)[None].float()).numpy()[0]
         return logits
 
+    @flushed()
     def _head(self, rows: torch.Tensor) -> torch.Tensor:
         mask = torch.ones(rows.shape[:2], dtype=torch.bool)
         with torch.inference_mode():
