@@ -343,7 +343,7 @@ class Loop:
         if not self.ranks.first:
             return
         folder, digest = self._keep
-        seconds = self.seconds + (time.perf_counter() - self._began if inside is not None else 0)
+        seconds = self.seconds + time.perf_counter() - self._began
         kept = {k: getattr(self, k) for k in ("history", "watched", "best")}
         state = {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(), **kept, "seconds": seconds}
         blocks = {"block_bytes": getattr(self.data.features, "block_bytes", None)}

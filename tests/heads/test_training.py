@@ -130,6 +130,8 @@ def test_resumed_after_any_epoch_ends_in_the_same_bytes(optimizer: str, tmp_path
 
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path / f"at{epoch}", config, log=stop)
+        kept = load_resume(tmp_path / f"at{epoch}", "d" * 64, lines.append)
+        assert kept is not None and kept["seconds"] > 0, "those of the first epoch are counted"
         lines.clear()
         go(tmp_path / f"at{epoch}", config, log=lines.append)
         assert lines[0] == f"goes on after epoch {epoch}/4"
