@@ -12,6 +12,7 @@ extraction whose networks are converted already imports none of these.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -59,7 +60,7 @@ def prepare(model: Model, cache: Path) -> dict[str, Any]:
     if not (folder / "facts.json").is_file():
         with Lock(make_folder(cache) / f"{folder.name}.lock", wait_s=900), converter() as pool:
             if not folder.is_dir():
-                pool.submit(_convert, model, folder).result()
+                pool.submit(_convert, model, folder, Path.cwd()).result()
     facts: dict[str, Any] = json.loads((folder / "facts.json").read_bytes())
     if model.calibration is not None:
         samples = partial(_calibrating, model, facts)
@@ -77,10 +78,11 @@ def _calibrating(model: Model, facts: Mapping[str, Any]) -> list[Samples]:
     return model.calibration.samples(job_of(model.config, facts["transform"]), ())  # type: ignore[arg-type]
 
 
-def _convert(model: Model, folder: Path) -> None:
-    """Build the network once: its facts, and for OpenVINO its fixed-shape graph."""
+def _convert(model: Model, folder: Path, here: Path) -> None:
+    """Build the network once: its facts, and for OpenVINO its fixed-shape graph. Paths are from `here`."""
     import torch
 
+    os.chdir(here)  # the one who asks may have gone elsewhere since this process began
     network, facts = model.build()
     shape, dtype = model.example(facts)
     example = torch.zeros(shape, dtype=torch.uint8 if dtype == np.uint8 else torch.float32)

@@ -161,6 +161,16 @@ def test_one_process_converts_the_networks_of_a_job_and_ends_with_it(folder: Pat
     Context().run(job)  # the tests' own is not open in there
 
 
+def test_paths_are_from_where_who_asks_stands(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not from where the process that converts was begun."""
+    write_network(tmp_path / "other" / "w.safetensors", "test_resnet", seed=1)
+    with converter() as pool:
+        pool.submit(os.getpid).result()
+        monkeypatch.chdir(tmp_path)
+        facts = prepare(model(Path("other")), Path("cache"))
+    assert facts["weights_sha256"] == file_sha256(tmp_path / "other" / "w.safetensors")
+
+
 def test_where_the_frames_are_makes_no_other_network_but_how_many_does(folder: Path) -> None:
     some = [model(folder, sampling=Uniform(n=n), precision="int8") for n in (3, 4)]
     assert {m.key() for m in some} == {model(folder).key()}
