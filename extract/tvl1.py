@@ -17,14 +17,13 @@ signed ones for being negative, which would keep the loops from becoming vector 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from features.errors import UserError
+from features.machine_code import compiled
 
 TAU: Final = 0.25  # time step of the dual variable
 LAMBDA: Final = 0.15  # weight of the data term
@@ -45,18 +44,12 @@ Flow = npt.NDArray[np.float32]
 Plane = Any  # float32 (H, W), or flat in rows; what is compiled is typed by what it is called with
 Planes = Any  # tuple of planes in rows
 Index = Any  # uint64
-F = TypeVar("F", bound=Callable[..., Any])
 
 _ONE, _TWO, _THREE, _FOUR = (np.uint64(n) for n in (1, 2, 3, 4))
 _F0, _F1, _F2, _F3, _HALF = (np.float32(n) for n in (0, 1, 2, 3, 0.5))
 _KEYS, _THETA, _TAUT, _STEP = (np.float32(n) for n in (KEYS, THETA, TAU / THETA, LAMBDA * THETA))
 _TINY = np.float32(np.finfo(np.float32).eps)  # a squared gradient that is none
 _BORDER = 4  # zeros around what is warped: 4 pixels that begin here lie outside, all of them
-
-
-def compiled(function: F) -> F:
-    """Machine code at the first call, kept on disk; runs without Python's lock."""
-    return cast("F", njit(nogil=True, fastmath=True, error_model="numpy", cache=True)(function))
 
 
 def tvl1(first: Grey, second: Grey) -> Flow:

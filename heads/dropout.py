@@ -6,6 +6,7 @@ torch's own.
 
 A classifier of 160,000 inputs by 400 classes has a gradient of 260 MB. Fresh memory of that size is made page by page,
 which can take longer than the arithmetic; so masks, dropped inputs and gradients of a wide layer live as long as it.
+Where at least four inputs of five are dropped, it computes with the others alone (`heads.sparse`).
 
     Dropout(0.9)(x)                                             # x (*,) -> (*,)
     DropoutLinear(163840, 400, 0.9)(x)                          # (B,D) -> (B,C)
@@ -20,11 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from heads.kinds import HEAVY
 from heads.memory import Kept, parts
 from heads.parallel import ranks
+from heads.sparse import Sparse
 
 _LEVELS: Final = 1 << 16
 _WIDE: Final = 1 << 22  # weights from which on memory is kept
+_OUTPUTS: Final = 64  # fewer do not fill the vectors of `heads.sparse`
 
 
 class Dropout(nn.Dropout):
@@ -54,19 +58,23 @@ class _Keep:
 
 
 class DropoutLinear(nn.Linear):
-    """`Dropout`, then `torch.nn.Linear`; a wide one trains in memory that it keeps, in bf16 under autocast."""
+    """`Dropout`, then `torch.nn.Linear`; a wide one trains in memory that it keeps: in bf16 under autocast, or, where
+    dropout is heavy, in fp32 with what is kept alone."""
 
     def __init__(self, in_features: int, out_features: int, p: float) -> None:
         super().__init__(in_features, out_features)
         self.dropout = Dropout(p)
-        self.kept = Kept()
+        self.kept, self.sparse = Kept(), Sparse()
+        if p >= HEAVY and self.weight.numel() >= _WIDE and out_features >= _OUTPUTS:
+            self.weight = nn.Parameter(self.weight.detach().t().contiguous().t())  # an input's weights side by side
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """(B,D1), (B,D2), ... side by side -> (B,C)."""
         narrow = self.weight.numel() < _WIDE or self.dropout.p == 0 or ranks().count > 1  # others wait for gradients
         if narrow or not self.training or inputs[0].device.type != "cpu" or not torch.is_grad_enabled():
             return super().forward(self.dropout(torch.cat(inputs, dim=1) if len(inputs) > 1 else inputs[0]))
-        logits: Tensor = _Wide.apply(self, self.weight, self.bias, *inputs)
+        way = _Wide if self.weight.is_contiguous() else _Heavy
+        logits: Tensor = way.apply(self, self.weight, self.bias, *inputs)
         return logits
 
 
@@ -110,6 +118,26 @@ class _Wide(torch.autograd.Function):
         for part in parts(back):
             back[part].copy_(rough[part].mul_(keep[part]))
         return None, None, grads[0].sum(dim=0), *back.split(ctx.sizes, dim=1)
+
+
+class _Heavy(torch.autograd.Function):
+    """As `_Wide`, in fp32, of what is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: DropoutLinear, weight: Tensor, bias: Tensor, *inputs: Tensor) -> Tensor:
+        levels = _LEVELS - _dropped(layer.dropout.p)
+        ctx.scale, ctx.layer, ctx.weight = _LEVELS / levels, layer, weight
+        logits: Tensor = layer.sparse.forward(levels, inputs, weight.detach().t())
+        return logits.mul_(ctx.scale).add_(bias.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        layer, weight = ctx.layer, ctx.weight
+        first = weight.grad is None
+        grad = layer.kept("grad" if first else "more grad", tuple(weight.t().shape))
+        back = layer.sparse.backward(grads[0] * ctx.scale, weight.detach().t(), grad)
+        weight.grad = grad.t() if first else weight.grad.add_(grad.t())
+        return None, None, grads[0].sum(dim=0), *back
 
 
 def _dropped(p: float) -> int:

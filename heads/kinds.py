@@ -369,10 +369,14 @@ NUMERICS: Final = {
 }
 
 
+HEAVY: Final = 0.8  # dropout from which on an attention cluster's classifier computes with what is kept alone
+
+
 def numerics(config: Any) -> int:
     """What a run's digest has of the code that trains `config`: its kind's number, one more where bf16 steps crop, as
-    their crops were of bf16 places once."""
+    their crops were of bf16 places once, and one where dropout is heavy, as that was drawn otherwise."""
     cnn = getattr(config, config.cnn) if isinstance(config, BaseConfig) and config.cnn else None
     augment = getattr(cnn, "augment", getattr(config, "augment", "none"))
     crops = cnn is not None and augment != "none"
-    return NUMERICS[config.kind] + (crops and config.train.precision == "bf16")
+    heavy = isinstance(config, AttentionClusterConfig) and config.dropout >= HEAVY
+    return NUMERICS[config.kind] + (crops and config.train.precision == "bf16") + heavy

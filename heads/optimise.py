@@ -90,6 +90,8 @@ class Rmsprop(torch.optim.RMSprop):
                         state["momentum_buffer"] = torch.zeros_like(parameter)
                 state["step"] += 1
                 tensors = [parameter, parameter.grad, *(v for name, v in state.items() if name != "step")]
+                if parameter.ndim == 2 and all(t.t().is_contiguous() for t in tensors):
+                    tensors = [t.t() for t in tensors]
                 whole = all(t.is_contiguous() for t in tensors)
                 for parts in zip(*(t.view(-1).split(_PART) if whole else (t,) for t in tensors), strict=True):
                     _rmsprop(group, *parts)
