@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -23,6 +24,7 @@ from heads.config import BaseConfig
 from heads.record import checked
 
 MAX_BYTES = 64 << 20  # of run.json; a hostile gigabyte stops here
+_LARGE = 64 << 20  # bytes of a state that takes long enough to write
 WEIGHTS, NETWORK, RUN, RESUME = "weights.safetensors", "network.safetensors", "run.json", "last.pt"
 
 
@@ -112,6 +114,30 @@ def save_resume(folder: Path, state: Mapping[str, Any]) -> None:
         torch.save(dict(state), stream)
 
 
+class Keeper:
+    """Keeps the states of a training: a large one is written by a thread while training goes on, and another only when
+    that is done. What went wrong is raised by who keeps the next, or waits."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+
+    def keep(self, state: Mapping[str, Any]) -> None:
+        """Have `state` written as it is now."""
+        self.wait()
+        if _bytes(state) < _LARGE:
+            save_resume(self._folder, state)
+        else:
+            self._writing = self._thread.submit(save_resume, self._folder, _copied(state))
+
+    def wait(self) -> None:
+        """Until what is kept is on disk."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
 def load_resume(folder: Path, digest: str, log: Callable[[str], None]) -> dict[str, Any] | None:
     """The state of an interrupted training of the same recipe; None where there is none, or only a damaged one, which
     `log` is told. Raises `FramepoolError` where one cannot be read: it may be whole, and another would take its place.
@@ -141,6 +167,23 @@ def _finite(value: Any) -> bool:
         return bool(value.isfinite().all())
     inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return all(map(_finite, inside))
+
+
+def _bytes(value: Any) -> int:
+    """Of the tensors inside."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return sum(map(_bytes, inside))
+
+
+def _copied(value: Any) -> Any:
+    """The same with copies of the tensors inside, on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(inside) for key, inside in value.items()}
+    return [_copied(inside) for inside in value] if isinstance(value, list) else value
 
 
 def copy_of(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

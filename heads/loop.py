@@ -34,7 +34,7 @@ from features.batches import Batch, Block, Select, Start
 from features.errors import UserError
 from features.stream import Stream
 from heads.base import Head
-from heads.checkpoint import copy_of, load_resume, save_resume
+from heads.checkpoint import Keeper, copy_of, load_resume
 from heads.clips import in_clips
 from heads.config import BaseConfig, TrainConfig
 from heads.data import Data, balanced_weights, hold_out, mix, refuse_non_finite
@@ -136,17 +136,20 @@ class Loop:
 
     def run(self, folder: Path, digest: str, log: Callable[[str], None]) -> None:
         """Train to the end, from where an interrupted run was; leaves the head with its final weights."""
-        self._keep = (folder, digest)
+        self._digest, self._keeper = digest, Keeper(folder)
         self._pace = Pace(epochs=self.train.epochs, videos=len(self.videos), log=log)
         inside = self._resume(load_resume(folder, digest, log), log)
         self.ranks.says(True)  # nobody writes before all have read
-        while not self._finished():
-            self._began = time.perf_counter()
-            self._epoch(inside)
-            inside = None
-            self._save(None)
-            self.seconds += time.perf_counter() - self._began
-            log(self._line())
+        try:
+            while not self._finished():
+                self._began = time.perf_counter()
+                self._epoch(inside)
+                inside = None
+                self._save(None)
+                self.seconds += time.perf_counter() - self._began
+                log(self._line())
+        finally:
+            self._keeper.wait()
         if self.best is not None:
             self.head.load_state_dict(self.best)
 
@@ -342,12 +345,11 @@ class Loop:
     def _save(self, inside: dict[str, Any] | None) -> None:
         if not self.ranks.first:
             return
-        folder, digest = self._keep
         seconds = self.seconds + time.perf_counter() - self._began
         kept = {k: getattr(self, k) for k in ("history", "watched", "best")}
         state = {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(), **kept, "seconds": seconds}
         blocks = {"block_bytes": getattr(self.data.features, "block_bytes", None)}
-        save_resume(folder, {"digest": digest, **state, **blocks, "inside": inside})
+        self._keeper.keep({"digest": self._digest, **state, **blocks, "inside": inside})
 
     def _resume(self, state: dict[str, Any] | None, log: Callable[[str], None]) -> dict[str, Any] | None:
         """Take up a state; gives what lies inside of an epoch."""

@@ -238,7 +238,7 @@ def test_killed_in_the_test_after_an_epoch_the_epoch_is_not_trained_again(
 
 def test_the_state_is_kept_no_more_often_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = []
-    monkeypatch.setattr("heads.loop.save_resume", lambda folder, state: saved.append(state["inside"]))
+    monkeypatch.setattr("heads.checkpoint.save_resume", lambda folder, state: saved.append(state["inside"]))
     go(tmp_path, PLAIN["average"])
     assert saved == [None] * 3
 

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import heads
 from features.atomic import Disk
 from features.batches import Features
 from features.errors import DamagedStore, FramepoolError, UserError
-from heads.checkpoint import load_head, load_resume, save_head, save_resume
+from heads.checkpoint import Keeper, load_head, load_resume, save_head, save_resume
 from heads.config import BaseConfig, Sample
 from heads.data import Data, balanced_weights, hold_out
 from heads.kinds import AttentionClusterConfig, AverageConfig, RidgeConfig
@@ -109,8 +110,13 @@ def test_same_seed_same_bytes_and_torchs_generator_is_left_alone(tmp_path: Path)
     assert bytes_of(tmp_path / "a")["weights.safetensors"] != bytes_of(tmp_path / "c")["weights.safetensors"]
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam", "rmsprop"])
-def test_resumed_after_any_epoch_ends_in_the_same_bytes(optimizer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "large"), [("sgd", 1 << 30), ("adam", 1 << 30), ("rmsprop", 1 << 30), ("adam", 0)]
+)
+def test_resumed_after_any_epoch_ends_in_the_same_bytes(
+    optimizer: str, large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heads.checkpoint._LARGE", large)  # whether a thread writes the states
     train = {
         "epochs": 4,
         "batch": 16,
@@ -420,6 +426,51 @@ def test_balanced_weights() -> None:
     weights = balanced_weights(data, data.train)
     torch.testing.assert_close(weights, torch.tensor([4 / 6, 4 / 6, 4 / 6, 2.0]))  # n / (K n_k), K classes that occur
     assert float(weights.mean()) == pytest.approx(1)
+
+
+def test_a_large_state_is_kept_as_it_was_while_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heads.checkpoint._LARGE", 8)
+    begun, go_on, writers = threading.Event(), threading.Event(), []
+
+    def slow(folder: Path, state: dict[str, Any]) -> None:
+        writers.append(threading.current_thread() is threading.main_thread())
+        begun.set()
+        go_on.wait(60)
+        save_resume(folder, state)
+
+    monkeypatch.setattr("heads.checkpoint.save_resume", slow)
+    keeper, weights = Keeper(tmp_path), torch.ones(2)
+    state = {"digest": "d", "head": {"w": weights}, "optimizer": {"state": {0: [weights]}}, "betas": (0.9, 0.99)}
+    keeper.keep(state)
+    begun.wait(60)
+    weights.zero_()  # the next step
+    assert not (tmp_path / "last.pt").exists()
+    go_on.set()
+    keeper.wait()
+    kept = load_resume(tmp_path, "d", print)
+    assert kept is not None and kept["betas"] == (0.9, 0.99)
+    assert torch.equal(kept["head"]["w"], torch.ones(2)) and torch.equal(
+        kept["optimizer"]["state"][0][0], torch.ones(2)
+    )
+    keeper.keep({"digest": "d", "head": {"w": torch.ones(1)}, "optimizer": {"state": {}}})
+    assert writers == [False, True], "a small one is written at once"
+
+
+def test_a_large_state_that_cannot_be_written_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heads.checkpoint._LARGE", 0)
+
+    def full(stream: Any, data: Any) -> None:
+        raise OSError(errno.ENOSPC, "x")
+
+    monkeypatch.setattr(Disk, "write", staticmethod(full))
+    lines: list[str] = []
+    with pytest.raises(FramepoolError, match=r"cannot write: .*last.pt: got No space left on device"):
+        go(tmp_path, log=lines.append)
+    assert len(lines) == 1, "it is told of when the next is to be kept"
 
 
 def test_hold_out_takes_its_share_of_each_class() -> None:
