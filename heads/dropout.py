@@ -113,6 +113,8 @@ class _Wide(torch.autograd.Function):
         else:
             grad.copy_(torch.mm(scaled.t(), used, out=kept("rough grad", tuple(weight.shape), used.dtype)))
         weight.grad = grad if first else weight.grad.add_(grad)
+        if not any(ctx.needs_input_grad[3:]):  # of units that only average nothing is learnt
+            return None, None, grads[0].sum(dim=0), *(None for _ in ctx.sizes)
         rough = torch.mm(scaled, matrix, out=kept("rough back", tuple(used.shape), used.dtype))
         back = kept("back", tuple(used.shape))
         for part in parts(back):

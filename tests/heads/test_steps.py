@@ -83,6 +83,17 @@ def test_parts_of_a_wide_classifier_add_up(monkeypatch: pytest.MonkeyPatch) -> N
     torch.testing.assert_close(layer.weight.grad, found[0] + found[1])
 
 
+def test_a_wide_classifier_of_inputs_that_learn_nothing_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heads.dropout, "_WIDE", 1)
+    layer, x, found = heads.dropout.DropoutLinear(40, 3, 0.5), torch.randn(4, 40), []
+    for needed in (True, False):
+        torch.manual_seed(0)
+        layer.zero_grad(set_to_none=True)
+        layer(x.detach().requires_grad_(needed)).square().sum().backward()
+        found.append([p.grad.clone() for p in layer.parameters()])  # type: ignore[union-attr]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_accumulate_and_recompute_leave_old_recipes_alone() -> None:
     old = AverageConfig(features=("rgb",)).recipe()
     assert "clips" not in old and not {"accumulate", "clip_s", "recompute"} & old["train"].keys()
