@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from features.batches import Select
 from heads.base import Head, Shapes, vector_sizes, zero_padding
-from heads.dropout import Dropout
+from heads.dropout import DropoutLinear
 from heads.ordered import at_most
 
 
@@ -28,8 +28,7 @@ class Flatten(Head):
         super().__init__(shapes, num_classes)
         dims = vector_sizes("flatten", shapes)
         self.places = {m: places if isinstance(places, int) else places[m] for m in dims}
-        self.dropout = Dropout(dropout)
-        self.classifier = nn.Linear(sum(self.places[m] * dim for m, dim in dims.items()), num_classes)
+        self.classifier = DropoutLinear(sum(self.places[m] * dim for m, dim in dims.items()), num_classes, dropout)
 
     def train_rows(self, n: int | None, generator: torch.Generator) -> Select:
         """As in testing."""
@@ -38,7 +37,7 @@ class Flatten(Head):
     def forward(self, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:
         """(B,L,D) a modality -> (B,C)."""
         placed = [self._placed(modality, features, masks) for modality in self.shapes]  # each (B,P*D)
-        logits: Tensor = self.classifier(self.dropout(torch.cat(placed, dim=1)))
+        logits: Tensor = self.classifier(*placed)
         return logits
 
     def _placed(self, modality: str, features: dict[str, Tensor], masks: dict[str, Tensor]) -> Tensor:

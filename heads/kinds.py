@@ -362,14 +362,14 @@ HeadConfig = Annotated[
 NUMERICS: Final = {
     "attention_cluster": 4,
     "noisy_or": 5,
-    **dict.fromkeys(("average", "vtn", "kft"), 3),
-    **dict.fromkeys(("flatten", "ts_lstm", "temporal_inception", "bilstm", "stacked_lstm", "netvlad", "nextvlad"), 2),
+    **dict.fromkeys(("average", "flatten", "vtn", "kft"), 3),
+    **dict.fromkeys(("ts_lstm", "temporal_inception", "bilstm", "stacked_lstm", "netvlad", "nextvlad"), 2),
     **dict.fromkeys(("ridge", "logistic", "tsn", "i3d"), 2),
     **dict.fromkeys(("svm", "fusion"), 1),
 }
 
 
-HEAVY: Final = 0.8  # dropout from which on an attention cluster's classifier computes with what is kept alone
+HEAVY: Final = 0.8  # dropout from which on a wide classifier computes with what is kept alone
 
 
 def numerics(config: Any) -> int:
