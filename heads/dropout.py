@@ -15,7 +15,7 @@ Where at least four inputs of five are dropped, it computes with the others alon
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ from torch import Tensor, nn
 from heads.kinds import HEAVY
 from heads.memory import Kept, parts
 from heads.parallel import ranks
-from heads.sparse import Sparse
+
+if TYPE_CHECKING:
+    from heads.sparse import Sparse
 
 _LEVELS: Final = 1 << 16
 _WIDE: Final = 1 << 22  # weights from which on memory is kept
@@ -64,7 +66,8 @@ class DropoutLinear(nn.Linear):
     def __init__(self, in_features: int, out_features: int, p: float) -> None:
         super().__init__(in_features, out_features)
         self.dropout = Dropout(p)
-        self.kept, self.sparse = Kept(), Sparse()
+        self.kept = Kept()
+        self.sparse: Sparse | None = None  # from the first step on: its machine code takes a second to load
         if p >= HEAVY and self.weight.numel() >= _WIDE and out_features >= _OUTPUTS:
             self.weight = nn.Parameter(self.weight.detach().t().contiguous().t())  # an input's weights side by side
 
@@ -127,6 +130,9 @@ class _Heavy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, layer: DropoutLinear, weight: Tensor, bias: Tensor, *inputs: Tensor) -> Tensor:
+        from heads.sparse import Sparse
+
+        layer.sparse = layer.sparse or Sparse()
         levels = _LEVELS - _dropped(layer.dropout.p)
         ctx.scale, ctx.layer, ctx.weight = _LEVELS / levels, layer, weight
         logits: Tensor = layer.sparse.forward(levels, inputs, weight.detach().t())

@@ -61,7 +61,7 @@ class Sparse:
         self.slices = _slices(self.sizes)
         seeds = torch.randint(-(2**63), 2**63 - 1, (len(self.slices),)).numpy().view(np.uint64)
         outputs = self.kept("outputs", (len(self.slices), videos, weight.shape[1]))
-        columns, values, ends = self._lists(videos)
+        columns, values, ends = self.lists(videos)
         arrays, matrix = [_array(x) for x in inputs], _array(weight)
 
         def one(s: _Slice) -> None:
@@ -77,7 +77,7 @@ class Sparse:
     def backward(self, dy: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
         """dy (B,C) -> the gradients of each x, zero where it was dropped; that of weight is written to `grad` (D,C)."""
         found = [self.kept(f"back {k}", (len(dy), size)) for k, size in enumerate(self.sizes)]
-        columns, values, ends = self._lists(len(dy))
+        columns, values, ends = self.lists(len(dy))
         arrays, matrix, own_grad, given = [_array(x) for x in found], _array(weight), _array(grad), _array(dy)
 
         def one(s: _Slice) -> None:
@@ -88,20 +88,7 @@ class Sparse:
         _each(one, self.slices)
         return tuple(found)
 
-    def mask(self, videos: int) -> Tensor:
-        """(B,D) bool: what the last forward pass kept."""
-        found = np.zeros((videos, sum(self.sizes)), bool)
-        columns, _, ends = self._lists(videos)
-        for s in self.slices:
-            at = 0
-            for block in range(-(-s.columns // _BLOCK)):
-                for video in range(videos):
-                    end = ends[s.number][block, video]
-                    found[video, s.at + block * _BLOCK + columns[s.number][at:end].astype(np.int64)] = True
-                    at = end
-        return torch.from_numpy(found)
-
-    def _lists(self, videos: int) -> tuple[Any, Any, Any]:
+    def lists(self, videos: int) -> tuple[Any, Any, Any]:
         """By slice: the kept columns within their blocks and the values there, block after block and video after video,
         and where each of these ends. There is room for all of them; memory is taken by those that are kept."""
         count = len(self.slices)
@@ -171,11 +158,6 @@ def _forward(seed: Any, levels: Any, x: Any, weight: Any, columns: Any, values: 
         first = block * _BLOCK
         count = min(_BLOCK, size - first)
         own = weight[first : first + count]
-        touched = np.float32(0)  # in order: read as they are asked for, most would be waited for
-        for j in range(count):
-            for c in range(0, outputs, 16):
-                touched += own[j, c]
-        sums[0, 0] += touched * np.float32(0)
         for b in range(x.shape[0]):
             kept, value, row, y = columns[at:], values[at:], x[b, first : first + count], sums[b]
             n, state = _drawn(state, levels, count, kept)
