@@ -84,7 +84,10 @@ class TrainConfig(Config):
     balanced: bool = Field(
         False, description="each class weighs the same: a sample of class k weighs n_total / (K * n_k)"
     )
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of a training step; tests are always fp32")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="of a training step; tests are always fp32, and so is a wide classifier behind heavy dropout",
+    )
     accumulate: PositiveInt | None = Field(
         None,
         description="a step's batch goes through the head in so many parts, whose gradients add up: the memory of one. "
