@@ -100,6 +100,7 @@ def test_a_recipe_parses_to_the_same_config() -> None:
             kind="attention_cluster",
             features=["a", "b"],
             clusters={"a": 3, "b": 2},
+            dropout=0.5,
             sample={"a": {"train": 3}, "b": {}},
         ),
         parse(kind="ridge", features=["rgb"], alpha=3, missing="none"),
@@ -117,6 +118,11 @@ def test_bf16_crops_are_of_another_code() -> None:
     assert numerics(parse(kind="i3d", features=["maps"], train={"precision": "bf16"})) == NUMERICS["i3d"]
     encoder = {"encoder": {"name": "resnet18"}, "train": {"precision": "bf16"}}
     assert numerics(parse(kind="vtn", features=["pixels"], **encoder)) == NUMERICS["vtn"] + 1
+
+
+def test_heavy_dropout_of_a_cluster_is_of_another_code() -> None:
+    found = [numerics(parse(kind="attention_cluster", features=["rgb"], dropout=rate)) for rate in (0.7, 0.8, 0.9)]
+    assert found == [NUMERICS["attention_cluster"] + heavy for heavy in (0, 1, 1)]
 
 
 @pytest.mark.parametrize(
