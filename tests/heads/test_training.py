@@ -144,8 +144,12 @@ def test_resumed_after_any_epoch_ends_in_the_same_bytes(
         assert bytes_of(tmp_path / f"at{epoch}") == bytes_of(tmp_path / "whole")
 
 
-def test_killed_mid_checkpoint_the_previous_one_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("large", [1 << 30, 0])
+def test_killed_mid_checkpoint_the_previous_one_loads(
+    large: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """F10: every durable write in turn dies halfway; the same command then ends in the undisturbed bytes."""
+    monkeypatch.setattr("heads.checkpoint._LARGE", large)  # whether a thread writes the states
     go(tmp_path / "whole")
     write, count = Disk.write, 0
 
