@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -115,24 +115,34 @@ def save_resume(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 class Keeper:
-    """Keeps the states of a training: a large one is written by a thread while training goes on, and another only when
-    that is done. What went wrong is raised by who keeps the next, or waits."""
+    """Keeps the states of a training: a copy of a large one is written by a thread while training goes on, and another
+    only when that is done. What went wrong is raised where the next is kept, or at the end of a `with` that ends well.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._wait()
+        except FramepoolError:
+            if kind is None:  # else what ended the training is what there is to tell
+                raise
+
     def keep(self, state: Mapping[str, Any]) -> None:
         """Have `state` written as it is now."""
-        self.wait()
+        self._wait()
         if _bytes(state) < _LARGE:
             save_resume(self._folder, state)
         else:
             self._writing = self._thread.submit(save_resume, self._folder, _copied(state))
 
-    def wait(self) -> None:
-        """Until what is kept is on disk."""
+    def _wait(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()

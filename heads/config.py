@@ -86,7 +86,7 @@ class TrainConfig(Config):
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="of a training step; tests are always fp32, and so is a wide classifier behind heavy dropout",
+        description="of a training step, but for what `heads.sparse` computes; tests are always fp32",
     )
     accumulate: PositiveInt | None = Field(
         None,

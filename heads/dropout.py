@@ -6,7 +6,8 @@ torch's own.
 
 A classifier of 160,000 inputs by 400 classes has a gradient of 260 MB. Fresh memory of that size is made page by page,
 which can take longer than the arithmetic; so masks, dropped inputs and gradients of a wide layer live as long as it.
-Where at least four inputs of five are dropped, it computes with the others alone (`heads.sparse`).
+Where at least four inputs of five are dropped and it has 64 outputs or more, it computes with the others alone
+(`heads.sparse`).
 
     Dropout(0.9)(x)                                             # x (*,) -> (*,)
     DropoutLinear(163840, 400, 0.9)(x)                          # (B,D) -> (B,C)
@@ -60,8 +61,9 @@ class _Keep:
 
 
 class DropoutLinear(nn.Linear):
-    """`Dropout`, then `torch.nn.Linear`; a wide one trains in memory that it keeps: in bf16 under autocast, or, where
-    dropout is heavy, in fp32 with what is kept alone."""
+    """`Dropout`, then `torch.nn.Linear`; a wide one trains, on a CPU and in one process, in memory that it keeps: in
+    bf16 under autocast, or, where dropout is heavy, in fp32 with what is kept alone. What a forward pass leaves is
+    there for the way back until the next one."""
 
     def __init__(self, in_features: int, out_features: int, p: float) -> None:
         super().__init__(in_features, out_features)
@@ -136,16 +138,19 @@ class _Heavy(torch.autograd.Function):
         levels = _LEVELS - _dropped(layer.dropout.p)
         ctx.scale, ctx.layer, ctx.weight = _LEVELS / levels, layer, weight
         logits: Tensor = layer.sparse.forward(levels, inputs, weight.detach().t())
+        ctx.passes = layer.sparse.passes
         return logits.mul_(ctx.scale).add_(bias.detach())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        layer, weight = ctx.layer, ctx.weight
+        layer, weight, needed = ctx.layer, ctx.weight, any(ctx.needs_input_grad[3:])
+        if layer.sparse.passes != ctx.passes:
+            raise RuntimeError("a forward pass of this layer came between another and its way back")
         first = weight.grad is None
         grad = layer.kept("grad" if first else "more grad", tuple(weight.t().shape))
-        back = layer.sparse.backward(grads[0] * ctx.scale, weight.detach().t(), grad)
+        back = layer.sparse.backward(grads[0] * ctx.scale, weight.detach().t(), grad, needed=needed)
         weight.grad = grad.t() if first else weight.grad.add_(grad.t())
-        return None, None, grads[0].sum(dim=0), *back
+        return None, None, grads[0].sum(dim=0), *(back or (None for _ in ctx.needs_input_grad[3:]))
 
 
 def _dropped(p: float) -> int:

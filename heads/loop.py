@@ -136,11 +136,11 @@ class Loop:
 
     def run(self, folder: Path, digest: str, log: Callable[[str], None]) -> None:
         """Train to the end, from where an interrupted run was; leaves the head with its final weights."""
-        self._digest, self._keeper = digest, Keeper(folder)
+        self._digest = digest
         self._pace = Pace(epochs=self.train.epochs, videos=len(self.videos), log=log)
         inside = self._resume(load_resume(folder, digest, log), log)
         self.ranks.says(True)  # nobody writes before all have read
-        try:
+        with Keeper(folder) as self._keeper:
             while not self._finished():
                 self._began = time.perf_counter()
                 self._epoch(inside)
@@ -148,8 +148,6 @@ class Loop:
                 self._save(None)
                 self.seconds += time.perf_counter() - self._began
                 log(self._line())
-        finally:
-            self._keeper.wait()
         if self.best is not None:
             self.head.load_state_dict(self.best)
 

@@ -50,13 +50,14 @@ class Sparse:
     """A product and its way back, and what lasts from the one to the other: which inputs are kept, and their values."""
 
     def __init__(self) -> None:
-        self.kept = Kept()
+        self.kept, self.passes = Kept(), 0
         self.sizes: list[int] = []
         self.slices: list[_Slice] = []
 
     def forward(self, levels: int, inputs: Sequence[Tensor], weight: Tensor) -> Tensor:
         """x (B,D1), (B,D2), ... and weight (D1+D2+...,C) -> what is kept of x times weight (B,C) float32. Each input is
         kept with a chance of `levels` / 2^16, below one; torch's global generator seeds what is drawn."""
+        self.passes += 1
         videos, self.sizes = len(inputs[0]), [x.shape[1] for x in inputs]
         self.slices = _slices(self.sizes)
         seeds = torch.randint(-(2**63), 2**63 - 1, (len(self.slices),)).numpy().view(np.uint64)
@@ -65,7 +66,8 @@ class Sparse:
         arrays, matrix = [_array(x) for x in inputs], _array(weight)
 
         def one(s: _Slice) -> None:
-            sums = outputs[s.number].zero_().numpy()
+            sums = outputs[s.number].numpy()
+            sums.fill(0)  # torch would have each of these threads make a team of its own
             x, own = arrays[s.input][:, s.first : s.first + s.columns], matrix[s.at : s.at + s.columns]
             _forward(
                 seeds[s.number], np.uint64(levels), x, own, columns[s.number], values[s.number], ends[s.number], sums
@@ -74,9 +76,11 @@ class Sparse:
         _each(one, self.slices)
         return outputs[: len(self.slices)].sum(dim=0)
 
-    def backward(self, dy: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-        """dy (B,C) -> the gradients of each x, zero where it was dropped; that of weight is written to `grad` (D,C)."""
-        found = [self.kept(f"back {k}", (len(dy), size)) for k, size in enumerate(self.sizes)]
+    def backward(self, dy: Tensor, weight: Tensor, grad: Tensor, *, needed: bool = True) -> tuple[Tensor, ...]:
+        """Of the last forward pass, dy (B,C) -> the gradients of each x, zero where it was dropped, none unless
+        `needed`; that of weight is written to `grad` (D,C)."""
+        rows = len(dy) if needed else 0
+        found = [self.kept(f"back {k}", (rows, size)) for k, size in enumerate(self.sizes)]
         columns, values, ends = self.lists(len(dy))
         arrays, matrix, own_grad, given = [_array(x) for x in found], _array(weight), _array(grad), _array(dy)
 
@@ -86,7 +90,7 @@ class Sparse:
             _backward(given, *kept, matrix[part], own_grad[part], dx)
 
         _each(one, self.slices)
-        return tuple(found)
+        return tuple(found) if needed else ()
 
     def lists(self, videos: int) -> tuple[Any, Any, Any]:
         """By slice: the kept columns within their blocks and the values there, block after block and video after video,
@@ -178,10 +182,54 @@ def _forward(seed: Any, levels: Any, x: Any, weight: Any, columns: Any, values: 
 
 
 @compiled
+def _both(who: Any, where: Any, value: Any, dy: Any, w: Any, g: Any, back: Any) -> None:
+    """Of the videos `who` kept a column, whose values and gradients stand at `where`: the gradient g (C,) of its
+    weights w, and those of its values, four videos at a time."""
+    g[:] = np.float32(0)
+    n = np.uint64(len(who))
+    whole = n - n % np.uint64(4)
+    for k in range(np.uint64(0), whole, np.uint64(4)):
+        i0, i1, i2, i3 = where[k], where[k + 1], where[k + 2], where[k + 3]
+        s0, s1, s2, s3 = value[i0], value[i1], value[i2], value[i3]
+        d0, d1, d2, d3 = dy[who[k]], dy[who[k + 1]], dy[who[k + 2]], dy[who[k + 3]]
+        t0, t1, t2, t3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+        for c in range(len(g)):
+            g[c] += s0 * d0[c] + s1 * d1[c] + s2 * d2[c] + s3 * d3[c]
+            t0 += w[c] * d0[c]
+            t1 += w[c] * d1[c]
+            t2 += w[c] * d2[c]
+            t3 += w[c] * d3[c]
+        back[i0], back[i1], back[i2], back[i3] = t0, t1, t2, t3
+    for k in range(whole, n):
+        s0, d0, t0 = value[where[k]], dy[who[k]], np.float32(0)
+        for c in range(len(g)):
+            g[c] += s0 * d0[c]
+            t0 += w[c] * d0[c]
+        back[where[k]] = t0
+
+
+@compiled
+def _weights(who: Any, where: Any, value: Any, dy: Any, g: Any) -> None:
+    """The former of `_both` alone."""
+    g[:] = np.float32(0)
+    n = np.uint64(len(who))
+    whole = n - n % np.uint64(4)
+    for k in range(np.uint64(0), whole, np.uint64(4)):
+        s0, s1, s2, s3 = value[where[k]], value[where[k + 1]], value[where[k + 2]], value[where[k + 3]]
+        d0, d1, d2, d3 = dy[who[k]], dy[who[k + 1]], dy[who[k + 2]], dy[who[k + 3]]
+        for c in range(len(g)):
+            g[c] += s0 * d0[c] + s1 * d1[c] + s2 * d2[c] + s3 * d3[c]
+    for k in range(whole, n):
+        s0, d0 = value[where[k]], dy[who[k]]
+        for c in range(len(g)):
+            g[c] += s0 * d0[c]
+
+
+@compiled
 def _backward(dy: Any, columns: Any, values: Any, ends: Any, weight: Any, grad: Any, dx: Any) -> None:
-    """A slice of weight and grad (d,C) and of dx (B,d), both written whole: lists of columns by video become lists of
-    videos by column, and four videos at a time are gone over for both."""
-    (size, outputs), videos = weight.shape, dy.shape[0]
+    """A slice of weight and grad (d,C) and of dx (B,d), or (0,d) where nobody asks for it: what there is, is written
+    whole. Lists of columns by video become lists of videos by column."""
+    size, videos, needed = weight.shape[0], dy.shape[0], dx.shape[0] > 0
     counts = np.empty(_BLOCK, np.uint64)
     who, where = np.empty((_BLOCK, videos), np.uint32), np.empty((_BLOCK, videos), np.uint32)
     back = np.empty(videos * _BLOCK, np.float32)
@@ -200,29 +248,13 @@ def _backward(dy: Any, columns: Any, values: Any, ends: Any, weight: Any, grad: 
                 counts[j] += _ONE
             at = end
         for j in range(count):
-            w, g, n, b, i = weight[first + j], grad[first + j], counts[j], who[j], where[j]
-            for c in range(outputs):
-                g[c] = np.float32(0)
-            whole = n - n % np.uint64(4)
-            for k in range(np.uint64(0), whole, np.uint64(4)):
-                s0, s1, s2, s3 = value[i[k]], value[i[k + 1]], value[i[k + 2]], value[i[k + 3]]
-                d0, d1, d2, d3 = dy[b[k]], dy[b[k + 1]], dy[b[k + 2]], dy[b[k + 3]]
-                t0, t1, t2, t3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-                for c in range(outputs):
-                    g[c] += s0 * d0[c] + s1 * d1[c] + s2 * d2[c] + s3 * d3[c]
-                    t0 += w[c] * d0[c]
-                    t1 += w[c] * d1[c]
-                    t2 += w[c] * d2[c]
-                    t3 += w[c] * d3[c]
-                back[i[k]], back[i[k + 1]], back[i[k + 2]], back[i[k + 3]] = t0, t1, t2, t3
-            for k in range(whole, n):
-                s0, d0, t0 = value[i[k]], dy[b[k]], np.float32(0)
-                for c in range(outputs):
-                    g[c] += s0 * d0[c]
-                    t0 += w[c] * d0[c]
-                back[i[k]] = t0
+            n = counts[j]
+            if needed:
+                _both(who[j, :n], where[j, :n], value, dy, weight[first + j], grad[first + j], back)
+            else:
+                _weights(who[j, :n], where[j, :n], value, dy, grad[first + j])
         start = np.uint64(0)
-        for b in range(videos):
+        for b in range(dx.shape[0]):
             row = dx[b, first : first + count]
             for j in range(count):
                 row[j] = np.float32(0)

@@ -1,8 +1,8 @@
 """Train a head into a run folder, or test a finished run again. Every head takes this road; `fitted` ones skip epochs.
 
 A run is finished when its run.json stands; one of the same recipe is not trained again. Killed at any moment, it goes
-on from the last finished epoch, inside of a long one from a few minutes before. The metrics are those of the last
-epoch, or of the best by the watched loss under early stop: the test chooses nothing.
+on from the last epoch whose state is on disk, inside of a long one from a few minutes before. The metrics are those of
+the last epoch, or of the best by the watched loss under early stop: the test chooses nothing.
 
     train_run(folder, config=config, features=features, labels=labels, train=train, test=test, classes=classes, seed=0,
               split="1", provenance={"head": "mine", "digest": digest, "stores": features.stores, "versions": {}})

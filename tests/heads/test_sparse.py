@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -15,6 +16,7 @@ from heads.denormals import flushed
 from heads.dropout import DropoutLinear
 from heads.optimise import make_optimizer
 from heads.sparse import Sparse
+from tests.heads.test_training import CLUSTER, bytes_of, go
 
 TENTH = 6554  # of 2^16
 
@@ -78,7 +80,7 @@ def test_kept_as_often_as_said(levels: int) -> None:
 
 
 def test_every_place_is_kept_for_itself_and_as_the_seed_says() -> None:
-    kept = mask(1 << 14, 4000, 130).double()  # over the border of a word, and of a block
+    kept = mask(1 << 14, 4000, 300).double()  # over the borders of words, and of a block
     joint = kept.t() @ kept / len(kept)
     expected = torch.full_like(joint, 1 / 16).fill_diagonal_(1 / 4)
     assert float((joint - expected).abs().max()) < 0.035, "no two places go together"
@@ -114,6 +116,7 @@ def test_its_threads_have_no_denormals_either(threads: None) -> None:
 @pytest.fixture
 def heavy(monkeypatch: pytest.MonkeyPatch) -> DropoutLinear:
     monkeypatch.setattr("heads.dropout._WIDE", 1)
+    monkeypatch.setattr("heads.dropout._OUTPUTS", 1)
     torch.manual_seed(0)
     return DropoutLinear(300, 64, 0.9).train()
 
@@ -146,7 +149,7 @@ def test_gradients_of_a_batch_in_parts_add_up(heavy: DropoutLinear) -> None:
     torch.testing.assert_close(heavy.weight.grad, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_it_is_tested_and_exported_as_any_linear_layer(heavy: DropoutLinear) -> None:
+def test_it_is_tested_loaded_and_copied_as_any_linear_layer(heavy: DropoutLinear) -> None:
     x = torch.randn(3, 300)
     plain = nn.Linear(300, 64)
     plain.load_state_dict(heavy.state_dict())
@@ -157,7 +160,7 @@ def test_it_is_tested_and_exported_as_any_linear_layer(heavy: DropoutLinear) -> 
     assert not heavy.weight.is_contiguous(), "an input's weights stay side by side"
     heavy.train()(x)
     other = copy.deepcopy(heavy)
-    assert other.sparse is not heavy.sparse
+    assert cast(Sparse, other.sparse).kept is not cast(Sparse, heavy.sparse).kept
     assert not other.weight.is_contiguous()
 
 
@@ -175,3 +178,42 @@ def test_optimisers_take_it_as_it_lies(heavy: DropoutLinear, optimizer: Any) -> 
         for step in steps:
             step.step()
     torch.testing.assert_close(heavy.weight.contiguous(), plain.weight)
+
+
+def test_inputs_that_learn_nothing_have_no_gradient(heavy: DropoutLinear) -> None:
+    x, found = torch.randn(6, 300), []
+    for needed in (True, False):
+        torch.manual_seed(0)
+        heavy.zero_grad(set_to_none=True)
+        heavy(x.detach().requires_grad_(needed)).square().sum().backward()
+        found.append([p.grad.clone() for p in heavy.parameters()])  # type: ignore[union-attr]
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    sparse, dy = cast(Sparse, heavy.sparse), torch.ones(6, 64)
+    assert sparse.backward(dy, heavy.weight.t(), torch.empty(300, 64), needed=False) == ()
+
+
+def test_a_pass_between_another_and_its_way_back_is_refused(heavy: DropoutLinear) -> None:
+    first = heavy(torch.randn(6, 300))
+    heavy(torch.randn(5, 300))
+    with pytest.raises(RuntimeError, match="came between another and its way back"):
+        first.sum().backward()
+
+
+@pytest.mark.parametrize("accumulate", [None, 2])
+def test_a_training_with_it_goes_on_to_the_same_bytes(
+    heavy: DropoutLinear, tmp_path: Path, accumulate: int | None
+) -> None:
+    config = CLUSTER.model_copy(
+        update={"dropout": 0.8, "train": CLUSTER.train.model_copy(update={"accumulate": accumulate, "clip": 1e-3})}
+    )
+
+    def stop(line: str) -> None:
+        if line.startswith("epoch 2/"):
+            raise KeyboardInterrupt
+
+    go(tmp_path / "whole", config)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "parts", config, log=stop)
+    go(tmp_path / "parts", config)
+    assert bytes_of(tmp_path / "parts") == bytes_of(tmp_path / "whole")

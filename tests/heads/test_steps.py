@@ -86,11 +86,12 @@ def test_parts_of_a_wide_classifier_add_up(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_wide_classifier_of_inputs_that_learn_nothing_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads.dropout, "_WIDE", 1)
     layer, x, found = heads.dropout.DropoutLinear(40, 3, 0.5), torch.randn(4, 40), []
-    for needed in (True, False):
+    for needed in (False, True):
         torch.manual_seed(0)
         layer.zero_grad(set_to_none=True)
         layer(x.detach().requires_grad_(needed)).square().sum().backward()
         found.append([p.grad.clone() for p in layer.parameters()])  # type: ignore[union-attr]
+        assert ("rough back" in layer.kept._found) == needed, "the product that gives it"
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 

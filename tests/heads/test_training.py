@@ -445,14 +445,14 @@ def test_a_large_state_is_kept_as_it_was_while_training_goes_on(
         save_resume(folder, state)
 
     monkeypatch.setattr("heads.checkpoint.save_resume", slow)
-    keeper, weights = Keeper(tmp_path), torch.ones(2)
+    weights = torch.ones(2)
     state = {"digest": "d", "head": {"w": weights}, "optimizer": {"state": {0: [weights]}}, "betas": (0.9, 0.99)}
-    keeper.keep(state)
-    begun.wait(60)
-    weights.zero_()  # the next step
-    assert not (tmp_path / "last.pt").exists()
-    go_on.set()
-    keeper.wait()
+    with Keeper(tmp_path) as keeper:
+        keeper.keep(state)
+        begun.wait(60)
+        weights.zero_()  # the next step
+        assert not (tmp_path / "last.pt").exists()
+        go_on.set()
     kept = load_resume(tmp_path, "d", print)
     assert kept is not None and kept["betas"] == (0.9, 0.99)
     assert torch.equal(kept["head"]["w"], torch.ones(2)) and torch.equal(
@@ -475,6 +475,12 @@ def test_a_large_state_that_cannot_be_written_ends_the_training(
     with pytest.raises(FramepoolError, match=r"cannot write: .*last.pt: got No space left on device"):
         go(tmp_path, log=lines.append)
     assert len(lines) == 1, "it is told of when the next is to be kept"
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # and what else ended it is told of first
+        go(tmp_path, log=stop)
 
 
 def test_hold_out_takes_its_share_of_each_class() -> None:
