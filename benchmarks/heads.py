@@ -28,6 +28,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +72,23 @@ def main() -> None:
         folder = (args.folder or Path(temporary)).resolve()
         make(folder, args.videos)
         for head in args.only:
-            peer = plain_loop(folder, head, args.videos)
+            peer = alone(plain_loop, folder, head, args.videos)
             print(f"{head:18s} plain loop         {peer:7.1f} s an epoch", flush=True)
             for precision in args.precisions:
                 first_s, epoch_s = command(folder, f"{head}_{precision}", EPOCHS[head])
-                step_s, bounds = in_memory(head, precision, args.videos)
+                step_s, bounds = alone(in_memory, head, precision, args.videos)
                 ours = f"{epoch_s:7.1f} s an epoch, first step after {first_s:.1f} s; step in memory {step_s:.1f} s"
                 ratios = f"over the plain loop {peer / epoch_s:.2f}, over the step in memory {step_s / epoch_s:.2f}"
                 bounds["the loop around it"] = epoch_s - step_s
                 parts = ", ".join(f"{what} {seconds / epoch_s:.0%}" for what, seconds in bounds.items())
                 print(f"{head:18s} {precision} command       {ours}\n{'':18s} {precision} {ratios}", flush=True)
                 print(f"{'':18s} {precision} bound by {max(bounds, key=bounds.__getitem__)}: {parts}", flush=True)
+
+
+def alone(function: Callable[..., Any], *args: Any) -> Any:
+    """What `function` returns in a process of its own, which takes its memory and threads with it."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
 
 
 def make(folder: Path, videos: int) -> None:
