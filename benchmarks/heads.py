@@ -249,8 +249,8 @@ def there_and_back(layer: nn.Module, videos: int) -> Callable[[], Any]:
 
 
 def operations(head: nn.Module, step: Callable[[], Any]) -> float:
-    """Floating-point operations of the products of matrices in one step; those of an LSTM, one kernel, by hand:
-    forward, and twice that backward."""
+    """Floating-point operations of the products of matrices in one step; those of torch's LSTM, one kernel, by
+    hand: forward, and twice that backward."""
     found: list[float] = []
 
     def count(lstm: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:

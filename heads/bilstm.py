@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from heads.base import Head, Shapes, masked_mean, vector_sizes, zero_padding
 from heads.dropout import Dropout
+from heads.lstm import learned, learns
 from heads.ordered import BatchNorm, pick, states
 
 
@@ -30,10 +31,15 @@ class _Both(nn.Module):
 
     def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
         """(B,L,D), (B,L) -> (B,2H)."""
-        rows = self.norm(zero_padding(rows, mask), mask)
+        rows, norm = zero_padding(rows, mask), self.norm
+        bare = learns(rows)
+        rows = norm.bare(rows, mask) if bare else norm(rows, mask)
         last = mask.sum(dim=1, keepdim=True) - 1
         turned = pick(rows, (last - torch.arange(rows.shape[1], device=rows.device)).clamp_min(0))
-        both = states(self.forwards, rows), states(self.backwards, turned)
+        both = [
+            learned(lstm, x, norm.weight, norm.bias) if bare else states(lstm, x)
+            for lstm, x in ((self.forwards, rows), (self.backwards, turned))
+        ]
         return torch.cat([masked_mean(s, mask) for s in both], dim=1)
 
 

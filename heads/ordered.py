@@ -14,8 +14,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from heads.base import Shapes, surely, zero_padding
+from heads.lstm import learned, learns
 
 
 def steps(features: Mapping[str, Tensor], masks: Mapping[str, Tensor], shapes: Shapes) -> tuple[Tensor, Tensor]:
@@ -50,6 +52,8 @@ def pick(rows: Tensor, index: Tensor) -> Tensor:
 def states(lstm: nn.LSTM, rows: Tensor) -> Tensor:
     """(B,L,F) -> (B,L,H): what a one-way LSTM gives at each row. Torch's export takes L for fixed behind an LSTM; rows
     that are picked by number have it free again, so an exported graph has one layer after the other."""
+    if learns(rows):
+        return learned(lstm, rows)
     if not torch.compiler.is_compiling():
         found: Tensor = lstm(rows)[0]
         return found
@@ -80,3 +84,9 @@ class BatchNorm(nn.BatchNorm1d):
             return normal.view_as(rows)
         placed = torch.zeros_like(flat, dtype=normal.dtype)
         return placed.index_put((there.nonzero()[:, 0],), normal).view_as(rows)
+
+    def bare(self, rows: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What `forward` gives before it takes the weight and adds the bias."""
+        neutral = {"weight": torch.ones_like(self.weight), "bias": torch.zeros_like(self.bias)}
+        found: Tensor = functional_call(self, neutral, (rows, mask))
+        return found

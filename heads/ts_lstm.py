@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from features.batches import Select
 from heads.base import Head, Shapes, vector_sizes
 from heads.dropout import Dropout
-from heads.ordered import BatchNorm, pick, steps
+from heads.ordered import BatchNorm, pick, states, steps
 
 
 class TsLstm(Head):
@@ -40,7 +40,7 @@ class TsLstm(Head):
         """(B,L,D) a modality -> (B,C)."""
         rows, mask = steps(features, masks, self.shapes)
         pooled = torch.stack([self._segment(s, rows, mask) for s in range(len(self.norms))], dim=1)  # (B,S,F)
-        last = self.lstm(pooled)[0][:, -1]  # (B,H)
+        last = states(self.lstm, pooled)[:, -1]  # (B,H)
         logits: Tensor = self.classifier(self.dropout(self.norm(last)))
         return logits
 

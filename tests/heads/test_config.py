@@ -120,6 +120,12 @@ def test_bf16_crops_are_of_another_code() -> None:
     assert numerics(parse(kind="vtn", features=["pixels"], **encoder)) == NUMERICS["vtn"] + 1
 
 
+def test_bf16_lstms_are_of_another_code() -> None:
+    for kind in ("ts_lstm", "bilstm", "stacked_lstm"):
+        found = [numerics(parse(kind=kind, features=["rgb"], train={"precision": p})) for p in ("fp32", "bf16")]
+        assert found == [NUMERICS[kind], NUMERICS[kind] + 1]
+
+
 def test_heavy_dropout_of_a_cluster_is_of_another_code() -> None:
     found = [numerics(parse(kind="attention_cluster", features=["rgb"], dropout=rate)) for rate in (0.7, 0.8, 0.9)]
     assert found == [NUMERICS["attention_cluster"] + heavy for heavy in (0, 1, 1)]
