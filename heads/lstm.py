@@ -1,8 +1,9 @@
 """A one-way LSTM that learns on a CPU, in products of matrices that are as large as they can be.
 
 Torch's kernel always computes the gradient of its inputs, as many operations again as the inputs' own product, and
-features need none; its way back also reaches two thirds of the speed of bare products. Here the inputs of all steps
-are one product, and so are the gradients of the weights; those of the inputs are computed where somebody asks for them.
+features need none; the rest of its way back is slower than bare products, too (benchmarks/README.md). Here the inputs
+of all steps are one product, and so are the gradients of the weights; those of the inputs are computed where somebody
+asks for them.
 
     a_t = W x_t + U h_(t-1) + b,  c_t = f c_(t-1) + i g,  h_t = o tanh(c_t)
 
