@@ -32,7 +32,7 @@ class _Both(nn.Module):
     def forward(self, rows: Tensor, mask: Tensor) -> Tensor:
         """(B,L,D), (B,L) -> (B,2H)."""
         rows, norm = zero_padding(rows, mask), self.norm
-        bare = learns(rows)
+        bare = learns(self.forwards, rows)
         rows = norm.bare(rows, mask) if bare else norm(rows, mask)
         last = mask.sum(dim=1, keepdim=True) - 1
         turned = pick(rows, (last - torch.arange(rows.shape[1], device=rows.device)).clamp_min(0))

@@ -8,31 +8,34 @@ asks for them.
     a_t = W x_t + U h_(t-1) + b,  c_t = f c_(t-1) + i g,  h_t = o tanh(c_t)
 
 with i, f, o = sigmoid and g = tanh of a_t's four parts, in torch's order i, f, g, o ("Learning to Forget", Gers et al.,
-2000). Products are of the rows' type; gates and cells are float32.
+2000). Products and their sums a_t are of the rows' type; gates, cells and what comes back through them are float32.
 Legend: L steps, B videos, D inputs, H hidden.
+
+    h = learned(nn.LSTM(1536, 1024, batch_first=True), rows)    # (B,L,1536) -> (B,L,1024)
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-_sigmoid_back = torch.ops.aten.sigmoid_backward.grad_input
-_tanh_back = torch.ops.aten.tanh_backward.grad_input
+_SIGMOID_BACK: Final = torch.ops.aten.sigmoid_backward.grad_input
+_TANH_BACK: Final = torch.ops.aten.tanh_backward.grad_input
+_WIDE: Final = 256  # hidden units from which on products outweigh the calls of a step
 
 
-def learns(rows: Tensor) -> bool:
-    """Whether `learned` is for these rows: on a CPU, under autocast, where gradients may be asked for. In float32
-    torch's kernel has the faster products."""
+def learns(lstm: nn.LSTM, rows: Tensor) -> bool:
+    """Whether `learned` is for them: a wide LSTM on a CPU, under autocast, where gradients may be asked for. In float32
+    too little is won to change the numbers."""
     there = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return there and rows.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return there and rows.device.type == "cpu" and torch.is_autocast_enabled("cpu") and lstm.hidden_size >= _WIDE
 
 
 def learned(lstm: nn.LSTM, rows: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-    """What `lstm(scale * rows + shift)[0]` is: (B,L,D) -> (B,L,H), in bfloat16 under autocast. Weights take up `scale`
-    and `shift` (D,), so that the gradients of these two need none of the rows."""
+    """What `lstm(scale * rows + shift)[0]` is: (B,L,D) -> (B,L,H), under autocast in its type. The LSTM is one-way and
+    `batch_first`, with biases. Its weights take up `scale` and `shift` (D,), whose gradients then need none of rows."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     with torch.autocast("cpu", enabled=False):
         steps = rows.to(dtype).transpose(0, 1).contiguous()
@@ -48,6 +51,8 @@ def learned(lstm: nn.LSTM, rows: Tensor, scale: Tensor | None = None, shift: Ten
 
 
 class _Layer(torch.autograd.Function):
+    """One layer, rows by time."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, inputs: Tensor, hidden: Tensor, bias: Tensor) -> Tensor:
         """x (L,B,D), inputs (4H,D), hidden (4H,H), bias (4H,) -> (L,B,H)."""
@@ -84,12 +89,12 @@ class _Layer(torch.autograd.Function):
             d = dh[t].float()
             if t + 1 < steps:
                 d = d + torch.mm(back[t + 1], hidden)
-            _sigmoid_back(torch.mul(d, bent[t], out=part), o, grad_input=own[:, 3])
-            dc += _tanh_back(torch.mul(d, o, out=part), bent[t], grad_input=part)
-            _sigmoid_back(torch.mul(dc, g, out=part), i, grad_input=own[:, 0])
-            _tanh_back(torch.mul(dc, i, out=part), g, grad_input=own[:, 2])
+            _SIGMOID_BACK(torch.mul(d, bent[t], out=part), o, grad_input=own[:, 3])
+            dc += _TANH_BACK(torch.mul(d, o, out=part), bent[t], grad_input=part)
+            _SIGMOID_BACK(torch.mul(dc, g, out=part), i, grad_input=own[:, 0])
+            _TANH_BACK(torch.mul(dc, i, out=part), g, grad_input=own[:, 2])
             if t:
-                _sigmoid_back(torch.mul(dc, cells[t - 1], out=part), f, grad_input=own[:, 1])
+                _SIGMOID_BACK(torch.mul(dc, cells[t - 1], out=part), f, grad_input=own[:, 1])
                 dc *= f
             else:
                 own[:, 1] = 0

@@ -52,7 +52,7 @@ def pick(rows: Tensor, index: Tensor) -> Tensor:
 def states(lstm: nn.LSTM, rows: Tensor) -> Tensor:
     """(B,L,F) -> (B,L,H): what a one-way LSTM gives at each row. Torch's export takes L for fixed behind an LSTM; rows
     that are picked by number have it free again, so an exported graph has one layer after the other."""
-    if learns(rows):
+    if learns(lstm, rows):
         return learned(lstm, rows)
     if not torch.compiler.is_compiling():
         found: Tensor = lstm(rows)[0]

@@ -14,10 +14,11 @@ from pipelines.cli import parser
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0; 2 the user's mistake; 3 too many videos failed; 1 any other error; 130, 143, 129 by signal."""
-    # Read when torch's thread pool starts: threads that wait by spinning take the cores from decoders and neighbours;
-    # those that sleep at once are woken for every operation of a step. About 0.2 ms lie between two of them.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # Read when torch is imported. Threads that wait by spinning take the cores from decoders and neighbours; those that
+    # sleep at once have to be woken for every operation of a step. So they spin 10,000 times, about 0.2 ms, then sleep.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # Read at torch's first large tensor: huge pages, for faults of 4 kB each can take longer than a step's arithmetic.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     args = parser().parse_args(arguments)

@@ -124,6 +124,8 @@ def test_bf16_lstms_are_of_another_code() -> None:
     for kind in ("ts_lstm", "bilstm", "stacked_lstm"):
         found = [numerics(parse(kind=kind, features=["rgb"], train={"precision": p})) for p in ("fp32", "bf16")]
         assert found == [NUMERICS[kind], NUMERICS[kind] + 1]
+    encoder = {"encoder": {"name": "resnet18"}, "train": {"precision": "bf16"}}
+    assert numerics(parse(kind="stacked_lstm", features=["pixels"], **encoder)) == NUMERICS["stacked_lstm"] + 2
 
 
 def test_heavy_dropout_of_a_cluster_is_of_another_code() -> None:
