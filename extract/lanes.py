@@ -24,6 +24,7 @@ from extract.samples import Array
 from features.journal import INDEX, Journal
 
 PLACE: Final = np.dtype([*INDEX.descr, ("part", "<i4")])  # of a row: the window too
+_WAITING: Final = 4  # batches
 
 
 class Engine(Protocol):
@@ -191,11 +192,18 @@ def not_finite(time_us: int) -> str:
 
 
 class Writer:
-    """A thread that checks rows, rounds them to the store's dtype and appends them to the journal, in order."""
+    """A thread that checks rows, rounds them to the store's dtype and appends them to the journal, in order.
+
+    It is handed batches through queues that no signal breaks. What a handler raises inside of a `queue.Queue` may leave
+    that locked, or its reader asleep for ever: the command would not end.
+    """
 
     def __init__(self, journal: Journal, progress: Progress) -> None:
         self._journal, self._progress = journal, progress
-        self._queue: queue.Queue[tuple[Batch, Array] | None] = queue.Queue(4)
+        self._queue: queue.SimpleQueue[tuple[Batch, Array] | None] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        for _ in range(_WAITING):
+            self._room.put(None)
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -212,6 +220,7 @@ class Writer:
     def put(self, batch: Batch, rows: Array) -> None:
         if self._error is not None:
             raise self._error
+        self._room.get()
         self._queue.put((batch, rows))
 
     def flush(self) -> None:
@@ -219,6 +228,7 @@ class Writer:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
+            self._room.put(None)
             if self._error is None:
                 try:
                     self._write(*item)

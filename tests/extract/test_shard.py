@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import torch
 from extract.config import MapTransform, NetworkConfig, Pixels, Rgb, Transform, recipe
 from extract.decoders import Decoders, End
 from extract.fingerprint import Item, fingerprint, list_digest
-from extract.lanes import Batch, Writer
+from extract.lanes import PLACE, Batch, Writer
 from extract.networks import build, save_network
 from extract.progress import Progress
 from extract.samples import Job, samples
@@ -202,6 +204,37 @@ def test_the_writer_refuses_what_is_not_finite(tmp_path: Path, value: float) -> 
     reason = "non-finite feature at 0.040 s"
     assert journal.outcomes[0] == Outcome(outcome="non_finite", reason=reason, decoded=9)
     assert journal.outcomes[1] == Outcome(outcome="ok", rows=1)
+
+
+class _Alarm(BaseException):
+    pass
+
+
+def test_a_signal_while_batches_are_handed_over_ends_the_writer(tmp_path: Path) -> None:
+    """Its handler's exception rises anywhere in `put`; with a `queue.Queue` there one end of five never came."""
+
+    def leave(*_: object) -> None:
+        raise _Alarm
+
+    journal = Journal(tmp_path, {"row_shape": [3], "dtype": "float16"})
+    batch, rows = Batch(np.zeros((1, 1, 1, 3), np.uint8), np.array([], PLACE), 1), np.ones((0, 3), np.float32)
+    before = signal.signal(signal.SIGALRM, leave)
+    try:
+        for trial in range(60):
+            writer = Writer(journal, Progress("x", 2, 0)).__enter__()
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.00004 * trial)
+                for _ in range(10**9):
+                    writer.put(batch, rows)
+            except _Alarm:
+                end = threading.Thread(target=writer.__exit__, args=(_Alarm,), daemon=True)
+                end.start()
+                end.join(10)
+                assert not end.is_alive()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)  # what comes without its handler kills
+        signal.signal(signal.SIGALRM, before)
+    journal.close()
 
 
 def test_other_weights_under_the_same_recipe_are_refused(folder: Path, extracted: Path, tmp_path: Path) -> None:
