@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from types import FrameType
+from typing import Final
 
 from features.errors import FramepoolError
 from pipelines.cli import parser
+
+_APART_S: Final = 1.0
+_obeyed = [-math.inf]  # when a signal was, last
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,8 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _leave(number: int, _: FrameType | None) -> None:
-    """Unwind, so that journals are closed and decoders stopped, then exit as the signal's default would say."""
-    raise SystemExit(128 + number)
+    """Unwind, so that journals are closed and decoders stopped, then exit as the signal's default would say. Another
+    within a second is the same wish and leaves the unwinding alone: `timeout` and interrupted workflows send two."""
+    now = time.monotonic()
+    if now - _obeyed[0] > _APART_S:
+        _obeyed[0] = now
+        raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -115,6 +117,17 @@ def test_sigterm_ends_with_143(tmp_path: Path) -> None:
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 143
+
+
+def test_two_signals_at_once_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second would break off what closes journals and stops decoders; one that comes later is meant to."""
+    now = [5.0]
+    monkeypatch.setattr(program, "_obeyed", [-math.inf])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    for seconds, raised in ((0.0, True), (0.4, False), (0.4, False), (0.4, True)):
+        now[0] += seconds
+        with pytest.raises(SystemExit, match="143") if raised else nullcontext():
+            program._leave(signal.SIGTERM, None)
 
 
 def test_a_reader_who_has_had_enough_is_no_error(tmp_path: Path) -> None:
