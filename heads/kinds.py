@@ -381,5 +381,5 @@ def numerics(config: Any) -> int:
     crops = cnn is not None and augment != "none"
     heavy = isinstance(config, AttentionClusterConfig) and config.dropout >= HEAVY
     lstm = isinstance(config, TsLstmConfig | BiLstmConfig | StackedLstmConfig)
-    changed = crops + lstm  # in bf16
-    return NUMERICS[config.kind] + (changed if changed and config.train.precision == "bf16" else 0) + heavy
+    bf16 = (crops or lstm) and config.train.precision == "bf16"
+    return NUMERICS[config.kind] + bf16 * (crops + lstm) + heavy

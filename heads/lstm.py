@@ -35,7 +35,8 @@ def learns(lstm: nn.LSTM, rows: Tensor) -> bool:
 
 def learned(lstm: nn.LSTM, rows: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
     """What `lstm(scale * rows + shift)[0]` is: (B,L,D) -> (B,L,H), under autocast in its type. The LSTM is one-way and
-    `batch_first`, with biases. Its weights take up `scale` and `shift` (D,), whose gradients then need none of rows."""
+    `batch_first`, with biases. Its weights take up `scale` and `shift` (D,), whose gradients then come from those of
+    the weights: none of the rows are computed for them."""
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
     with torch.autocast("cpu", enabled=False):
         steps = rows.to(dtype).transpose(0, 1).contiguous()

@@ -15,7 +15,7 @@ from features.errors import FramepoolError
 from pipelines.cli import parser
 
 _APART_S: Final = 1.0
-_obeyed = [-math.inf]  # when a signal was, last
+_obeyed = [-math.inf]  # when a signal last ended something, by the monotonic clock
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
