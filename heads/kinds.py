@@ -362,8 +362,9 @@ HeadConfig = Annotated[
 NUMERICS: Final = {
     "attention_cluster": 4,
     "noisy_or": 5,
-    **dict.fromkeys(("average", "flatten", "vtn", "kft"), 3),
-    **dict.fromkeys(("ts_lstm", "temporal_inception", "bilstm", "stacked_lstm", "netvlad", "nextvlad"), 2),
+    "vtn": 4,
+    **dict.fromkeys(("average", "flatten", "kft", "ts_lstm"), 3),
+    **dict.fromkeys(("temporal_inception", "bilstm", "stacked_lstm", "netvlad", "nextvlad"), 2),
     **dict.fromkeys(("ridge", "logistic", "tsn", "i3d"), 2),
     **dict.fromkeys(("svm", "fusion"), 1),
 }

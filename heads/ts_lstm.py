@@ -27,10 +27,10 @@ class TsLstm(Head):
         dim = sum(vector_sizes("ts_lstm", shapes).values())
         self.norms = nn.ModuleList(BatchNorm(dim) for _ in range(segments))
         self.lstm = nn.LSTM(dim, hidden, batch_first=True)
-        for parameter in self.lstm.parameters():
-            nn.init.uniform_(parameter, -0.1, 0.1)  # the authors' code
         self.norm, self.dropout = BatchNorm(hidden), Dropout(dropout)
         self.classifier = nn.Linear(hidden, num_classes)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -0.1, 0.1)  # the authors' code, of batch norms too
 
     def train_rows(self, n: int | None, generator: torch.Generator) -> Select:
         """As in testing."""

@@ -56,14 +56,17 @@ class CodeLayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without biases; without an output projection unless asked."""
+    """Multi-head self-attention without biases; without an output projection, which is the code's, unless asked."""
 
     def __init__(self, dim: int, heads: int, scale: float, project: bool) -> None:
         super().__init__()
         self.heads, self.scale = heads, scale
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         nn.init.normal_(self.qkv.weight, std=math.sqrt(2 / (dim * dim // heads + dim)))  # Xavier on (A,E,K)
-        self.out = nn.Linear(dim, dim, bias=False) if project else nn.Identity()
+        self.out: nn.Module = nn.Identity()
+        if project:
+            self.out = nn.Linear(dim, dim)
+            nn.init.xavier_normal_(self.out.weight)
 
     def forward(self, rows: Tensor, keys: Tensor) -> Tensor:
         """(B,L,E), (B,L) bool -> (B,L,E)."""

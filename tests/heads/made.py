@@ -114,7 +114,7 @@ ZERO_ROW_SPEAKS = (
     *("attention_cluster-fc1", "attention_cluster-fc2", "attention_cluster-average", "attention_cluster-codes"),
     *("netvlad", "nextvlad"),
     *("noisy_or", "noisy_or-codes", "noisy_or-exclusive", "noisy_or-counted"),
-    *("bilstm", "stacked_lstm", "vtn-paper", "vtn-code"),
+    *("ts_lstm", "bilstm", "stacked_lstm", "vtn-paper", "vtn-code"),
 )
 
 

@@ -55,7 +55,8 @@ def test_parameters_are_those_of_the_papers() -> None:
     assert count(made("vtn", 512, classes=400, profile="code")) == 4 * block + 16 * 512 + 513 * 400 == 7_567_760
     assert count(made("vtn", 512, classes=400)) == 7_567_760 + 513 * 512
     assert count(made("vtn", 512, classes=400, profile="code", shared=True)) == 7_567_760 - 3 * block
-    assert count(made("vtn", 512, classes=400, profile="code", output_projection=True)) == 7_567_760 + 4 * 512 * 512
+    projected = made("vtn", 512, classes=400, profile="code", output_projection=True)
+    assert count(projected) == 7_567_760 + 4 * (512 * 512 + 512)
 
 
 @pytest.mark.parametrize(("units", "dim", "classes"), [(64, 1536, 400), (1, 50, 1024), (32, 512, 6)])
@@ -77,6 +78,12 @@ def test_flatten_is_a_linear_layer_over_places() -> None:
                 rows = rows[[math.floor((j + 0.5) * length / places) for j in range(places)]]
             flat.append(torch.cat([rows, torch.zeros(places - len(rows), rows.shape[1])]).flatten())
         torch.testing.assert_close(logits[video], head.classifier(torch.cat(flat)))
+
+
+def test_ts_lstm_begins_as_its_authors_does() -> None:
+    head = heads.build("ts_lstm", {"rgb": (40,)}, 30, hidden=20)
+    for name, parameter in head.named_parameters():
+        assert 0.05 < float(parameter.detach().abs().max()) <= 0.1, name
 
 
 def test_ts_lstm_pools_each_segment() -> None:

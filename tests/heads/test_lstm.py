@@ -100,6 +100,8 @@ def test_bf16_steps_of_heads_have_the_gradients_of_fp32(kind: str, calls: list[n
         for module in head.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+            if isinstance(module, nn.BatchNorm1d):  # TS-LSTM's begin next to nothing, which bf16 rounds
+                nn.init.ones_(module.weight)
             if isinstance(module, nn.LSTM):
                 module.dropout = 0.0
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
