@@ -102,16 +102,16 @@ def precision_at_equal_recall(logits: Floats, labels: Labels) -> float | None:
 
 def global_average_precision(logits: Floats, labels: Labels, top: int = 20) -> float | None:
     """(V,C), (V,C) bool -> the average precision of the `top` classes of each video, in one list by score; labels that
-    are not in it count as missed. "YouTube-8M: A Large-Scale Video Classification Benchmark" (2016), its starter code.
+    are not in it count as missed, and equal scores count together.
+
+    "YouTube-8M: A Large-Scale Video Classification Benchmark" (2016), its starter code.
     """
     total = int(labels.sum())
     if not total:
         return None
     order = np.argsort(-logits, axis=1, kind="stable")[:, :top]
     scores, right = (np.take_along_axis(a, order, axis=1).ravel() for a in (logits, labels.astype(bool)))
-    found = right[np.argsort(-scores, kind="stable")]
-    precision = np.cumsum(found) / np.arange(1, len(found) + 1)
-    return float(precision[found].sum() / total)
+    return (average_precision(scores, right) or 0.0) * int(right.sum()) / total
 
 
 def average_precision(scores: npt.NDArray[Any], positive: npt.NDArray[np.bool_]) -> float | None:

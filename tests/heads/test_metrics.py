@@ -103,6 +103,8 @@ def test_gap_and_hit1_of_youtube_8m() -> None:
     labels = np.array([[1, 0, 1], [0, 1, 0], [0, 0, 1]], bool)
     assert global_average_precision(logits, labels, top=2) == pytest.approx((1 + 2 / 3 + 3 / 4) / 4)
     assert global_average_precision(logits, np.zeros((3, 3), bool)) is None
+    tied, first = np.array([[1, 0], [1, 0]], np.float32), np.array([[1, 0], [0, 0]], bool)
+    assert global_average_precision(tied, first) == global_average_precision(tied, first[::-1]) == 0.5
     found = multi_label(logits, labels, list("abc"))
     assert found["hit1"] == pytest.approx(2 / 3)
     assert found["gap"] == pytest.approx(global_average_precision(logits, labels))
