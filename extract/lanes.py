@@ -186,9 +186,9 @@ def stored(rows: Array, dtype: np.dtype[Any]) -> tuple[Array, list[int]]:
     return rows, np.flatnonzero(~np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))).tolist()
 
 
-def not_finite(time_us: int) -> str:
-    """Why a video's rows are not kept."""
-    return f"non-finite feature at {time_us / 1e6:.3f} s"
+def not_finite(time_us: int, output: str) -> str:
+    """Why a video's rows are not kept: of which frame or window, and what gave it."""
+    return f"non-finite feature at {time_us / 1e6:.3f} s, from {output}"
 
 
 class Writer:
@@ -198,8 +198,8 @@ class Writer:
     that locked, or its reader asleep for ever: the command would not end.
     """
 
-    def __init__(self, journal: Journal, progress: Progress) -> None:
-        self._journal, self._progress = journal, progress
+    def __init__(self, journal: Journal, progress: Progress, output: str) -> None:
+        self._journal, self._progress, self._output = journal, progress, output
         self._queue: queue.SimpleQueue[tuple[Batch, Array] | None] = queue.SimpleQueue()
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
         for _ in range(_WAITING):
@@ -241,7 +241,7 @@ class Writer:
         for row in bad:
             name = f"video {places['video'][row]}"
             if name not in self._journal.notes:
-                self._journal.note(name, not_finite(places["time_us"][row]))
+                self._journal.note(name, not_finite(places["time_us"][row], self._output))
         index = np.zeros(len(places), INDEX)
         for field_ in INDEX.names or ():
             index[field_] = places[field_]

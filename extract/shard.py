@@ -177,7 +177,7 @@ class _Making:
 
     def lane(self, stack: ExitStack) -> Lane:
         """The lane that the samples of its first stage enter."""
-        writer = stack.enter_context(Writer(self.journal, self.progress))
+        writer = stack.enter_context(Writer(self.journal, self.progress, self.stage.output))
         lanes = connect([(self.stage, writer)], self.workers, stack, {self.stage: self._engine()})
         lanes[self.stage].skip(self.journal.index()["video"])
         return lanes[self.stage.first]

@@ -96,6 +96,14 @@ class Stage:
         return np.dtype(self.facts["dtype"])
 
     @property
+    def output(self) -> str:
+        """What gives its rows, in words: the layer of a network, or the kind of extractor."""
+        if not isinstance(self.config, Networked):
+            return self.config.kind
+        network = self.config.network
+        return f"{f'layer {network.layer}' if network.layer else 'the features'} of {network.name}"
+
+    @property
     def row_shape(self) -> tuple[int, ...]:
         """*D of a row."""
         return tuple(self.facts["row_shape"])

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,7 @@ class Extraction:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            ends = [(stage, _Gather(name, stage.dtype, self)) for name, stage in self._stages.items()]
+            ends = [(stage, _Gather(name, stage, self)) for name, stage in self._stages.items()]
             built = connect(ends, self._workers, stack)
             first = [stage for stage in built if stage.before is None]
             self._lanes: list[Lane] = [built[stage] for stage in first]
@@ -105,15 +105,16 @@ def _joined(pieces: list[Rows]) -> Rows:
 class _Gather:
     """The sink that keeps rows."""
 
-    def __init__(self, name: str, dtype: np.dtype[Any], extraction: Extraction) -> None:
-        self._name, self._dtype, self._extraction = name, dtype, extraction
+    def __init__(self, name: str, stage: Stage, extraction: Extraction) -> None:
+        self._name, self._stage, self._extraction = name, stage, extraction
         self._bad: dict[int, str] = {}
 
     def put(self, batch: Batch, rows: Array) -> None:
         index = batch.index[: len(rows)]
-        rows, bad = stored(rows, self._dtype)
+        rows, bad = stored(rows, self._stage.dtype)
         for row in bad:
-            self._bad.setdefault(int(index["video"][row]), not_finite(int(index["time_us"][row])))
+            why_not = not_finite(int(index["time_us"][row]), self._stage.output)
+            self._bad.setdefault(int(index["video"][row]), why_not)
         changes = np.flatnonzero((np.diff(index["video"]) != 0) | (np.diff(index["part"]) != 0)) + 1
         for piece in np.split(np.arange(len(rows)), changes) if len(rows) else ():
             video, part = int(index["video"][piece[0]]), int(index["part"][piece[0]])

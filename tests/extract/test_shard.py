@@ -165,7 +165,8 @@ def test_what_float16_cannot_hold_costs_only_its_video(folder: Path, extracted: 
             assert outcome.outcome == "non_finite" and outcome.rows == 0 == len(mine)
             large = np.abs(before).max(axis=1) * factor > 65_400  # overflow is at 65,520; rounding is 5e-4 of it
             times_s = small.time_us[small.offsets[video] :][: len(before)][large] / 1e6
-            assert outcome.reason in {f"non-finite feature at {time_s:.3f} s" for time_s in times_s}
+            expected = {f"non-finite feature at {time_s:.3f} s, from the features of test_vit" for time_s in times_s}
+            assert outcome.reason in expected
             assert outcome.decoded > 0
         else:
             assert outcome == small.manifest.outcomes[video]
@@ -198,10 +199,10 @@ def test_the_writer_refuses_what_is_not_finite(tmp_path: Path, value: float) -> 
     rows[1, 2] = value
     batch = Batch(np.zeros((3, 1, 1, 3), np.uint8), index, 3)
     batch.ends = [End(0, Outcome(outcome="ok", rows=2, decoded=9)), End(1, Outcome(outcome="ok", rows=1))]
-    with Writer(journal, Progress("x", 2, 0)) as writer:
+    with Writer(journal, Progress("x", 2, 0), "layer layer3 of resnet50") as writer:
         writer.put(batch, rows)
     journal.close()
-    reason = "non-finite feature at 0.040 s"
+    reason = "non-finite feature at 0.040 s, from layer layer3 of resnet50"
     assert journal.outcomes[0] == Outcome(outcome="non_finite", reason=reason, decoded=9)
     assert journal.outcomes[1] == Outcome(outcome="ok", rows=1)
 
@@ -221,7 +222,7 @@ def test_a_signal_while_batches_are_handed_over_ends_the_writer(tmp_path: Path) 
     before = signal.signal(signal.SIGALRM, leave)
     try:
         for trial in range(60):
-            writer = Writer(journal, Progress("x", 2, 0)).__enter__()
+            writer = Writer(journal, Progress("x", 2, 0), "x").__enter__()
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.00004 * trial)
                 for _ in range(10**9):
