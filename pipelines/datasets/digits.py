@@ -25,7 +25,7 @@ _DRAWN_PX: Final = 20
 SIDES: Final = ("train", "test")
 DOWNLOADS: Final = Path("work/downloads")
 _IDX: Final = {"train": "train", "test": "t10k"}
-_FIX: Final = "give `digits` an .npz with x_train, y_train, x_test, y_test, or a folder of MNIST's four files"
+_FIX: Final = "give `digits` an .npz with x_train, y_train, x_test, y_test, a folder of MNIST's four files, or DEFAULT"
 
 
 def load(where: Where) -> dict[str, list[Uint8]]:
@@ -85,9 +85,11 @@ def _scikit_learn() -> dict[str, tuple[Uint8, npt.NDArray[np.int64]]]:
 
 
 def _download() -> Path:
-    from torchvision.datasets import MNIST
-
     folder = DOWNLOADS / "MNIST" / "raw"
+    if all((folder / name).is_file() for side in SIDES for name in _idx_names(side)):
+        return folder
+    from torchvision.datasets import MNIST  # takes seconds: not while a Snakefile parses
+
     try:
         MNIST(str(make_folder(DOWNLOADS)), download=True)
     except Exception as error:
@@ -103,9 +105,12 @@ def _idx_folder(folder: Path) -> dict[str, tuple[Uint8, npt.NDArray[np.int64]]]:
     return found
 
 
+def _idx_names(side: str) -> tuple[str, str]:
+    return f"{_IDX[side]}-images-idx3-ubyte", f"{_IDX[side]}-labels-idx1-ubyte"
+
+
 def _idx_files(folder: Path, side: str) -> tuple[Path, Path]:
-    names = (f"{_IDX[side]}-images-idx3-ubyte", f"{_IDX[side]}-labels-idx1-ubyte")
-    paths = [next((p for p in (folder / n, folder / f"{n}.gz") if p.is_file()), folder / n) for n in names]
+    paths = [next((p for p in (folder / n, folder / f"{n}.gz") if p.is_file()), folder / n) for n in _idx_names(side)]
     for path in paths:
         _there(path)
     return paths[0], paths[1]

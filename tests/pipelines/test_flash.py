@@ -113,18 +113,50 @@ def test_scikit_learns_digits_are_drawn_as_mnists() -> None:
     assert not images[:, :4].any() and not images[:, :, -4:].any()
 
 
-def test_mnists_own_files(tmp_path: Path, pictures: Path) -> None:
+def write_idx(folder: Path, pictures: Path, *, packed: bool) -> None:
+    """MNIST's four files; the pictures packed, as they are downloaded, or as torchvision unpacks them."""
     kept = np.load(pictures)
     for side, name in (("train", "train"), ("test", "t10k")):
         images, labels = kept[f"x_{side}"], kept[f"y_{side}"].astype(np.uint8)
         head = b"\0\0\x08\x03" + b"".join(int(n).to_bytes(4, "big") for n in images.shape)
-        (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(head + images.tobytes()))
+        data, path = head + images.tobytes(), folder / f"{name}-images-idx3-ubyte"
+        if packed:
+            path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(data))
+        else:
+            path.write_bytes(data)
         head = b"\0\0\x08\x01" + len(labels).to_bytes(4, "big")
-        (tmp_path / f"{name}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(head + labels.tobytes())
+
+
+def test_mnists_own_files(tmp_path: Path, pictures: Path) -> None:
+    write_idx(tmp_path, pictures, packed=True)
     for side in ("train", "test"):
         for own, other in zip(digits.load(tmp_path)[side], digits.load(pictures)[side], strict=True):
             np.testing.assert_array_equal(own, other)
     assert digits.identity(tmp_path) != digits.identity(pictures)
+
+
+def test_mnist_is_downloaded_once(tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torchvision's files are where it leaves them; when they are there, nobody asks it."""
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+
+    def download(root: str, *, download: bool) -> None:
+        asked.append(root)
+        if len(asked) == 1:
+            raise RuntimeError("no net")
+        folder = Path(root) / "MNIST" / "raw"
+        folder.mkdir(parents=True)
+        write_idx(folder, pictures, packed=False)
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", download)
+    with pytest.raises(UserError, match=r"MNIST cannot be downloaded: work/downloads/MNIST/raw: got no net; give"):
+        digits.load("DEFAULT")
+    for _ in range(2):
+        digits._read.cache_clear()
+        for own, other in zip(digits.load("DEFAULT")["test"], digits.load(pictures)["test"], strict=True):
+            np.testing.assert_array_equal(own, other)
+    assert asked == ["work/downloads"] * 2
 
 
 @pytest.mark.parametrize(
