@@ -33,7 +33,7 @@ class Cell:
 
     @property
     def deviation(self) -> float | None:
-        """Over seeds."""
+        """Of `last`, over seeds."""
         return self.head.deviation(self.metric) if self.head else None
 
     @property
