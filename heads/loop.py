@@ -146,8 +146,9 @@ class Loop:
                 self._epoch(inside)
                 inside = None
                 self._save(None)
-                self.seconds += time.perf_counter() - self._began
-                log(self._line())
+                seconds = time.perf_counter() - self._began
+                self.seconds += seconds
+                log(self._line(seconds))
         if self.best is not None:
             self.head.load_state_dict(self.best)
 
@@ -309,11 +310,12 @@ class Loop:
     def _test(self, videos: Tensor) -> dict[str, float | None]:
         return in_short(predict(self.head, self.config, self.data, videos, self.device))
 
-    def _line(self) -> str:
+    def _line(self, seconds: float) -> str:
         row = self.history[-1]
         shown = [f"{k} {v:.4g}" for k, v in row.items() if v is not None and k != "epoch"]
         left = self._pace.left(len(self.history), self.seconds)
-        return f"epoch {len(self.history)}/{self.train.epochs}: {', '.join(shown)} ({self.seconds:.1f} s{left})"
+        took = f"{seconds:.1f} s of {self.seconds:.1f} s{left}"
+        return f"epoch {len(self.history)}/{self.train.epochs}: {', '.join(shown)} ({took})"
 
     def _inside(self, place: Place, generator: torch.Generator) -> dict[str, Any]:
         """What an epoch goes on from: its place, and what each process has of its own."""
