@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import pytest
 import yaml
 
@@ -15,6 +21,7 @@ import heads
 from pipelines import __main__ as program
 from pipelines import plan as plans
 from pipelines.passes import mentioned
+from tests.heads.test_training import bytes_of
 from tests.workflow import world
 
 Call = Callable[..., "Said"]
@@ -360,3 +367,59 @@ def test_snakemake_makes_the_demo_where_it_is_not_told_what(monkeypatch: pytest.
     monkeypatch.chdir(world.REPO)
     assert [plan.dataset for plan in mentioned(["-n", "--cores", "2"])] == ["demo"]
     assert [plan.dataset for plan in mentioned(["results/ucf101-none"])] == []
+
+
+def test_trainings_side_by_side_that_are_stopped_go_on(here: Path) -> None:
+    """F10 through the command: it ends soon, nobody is left behind, and the end is the undisturbed one."""
+    config = yaml.safe_load((here / "config" / "tiny.yaml").read_text())
+    train = {"epochs": 400, "batch": 2}
+    config["heads"] = {name: {"kind": "average", "features": ["rgb"], "train": train} for name in ("one", "two")}
+    world.write_config(here, config)
+    command = ["train", "tiny", "--head", "one", "--head", "two", "--threads", "2"]
+    told = {"one": 0, "two": 0}
+    for sent in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        lines = stopped(here, command, sent, {name: epoch + 3 for name, epoch in told.items()})
+        for name, before in told.items():
+            if before:
+                assert before <= number(lines, rf"{name} seed 0: goes on after epoch (\d+)/400") <= before + 1
+            told[name] = number(lines, rf"{name} seed 0: epoch (\d+)/400")
+        assert not list((here / "work" / "tiny" / "runs").glob("[ot]*/seed0/metrics.json")), "none had ended"
+    printed = world.framepool(here, *command)
+    assert all(f"{name} seed 0: goes on after epoch" in printed for name in told)
+    runs = sorted((here / "work" / "tiny" / "runs").glob("[ot]*/seed0"))
+    kept = [bytes_of(run) for run in runs]
+    for run in runs:
+        shutil.rmtree(run)
+    world.framepool(here, *command)
+    assert len(kept) == 2 and [bytes_of(run) for run in runs] == kept
+
+
+def stopped(folder: Path, command: list[str], sent: signal.Signals, until: dict[str, int]) -> str:
+    """What a command printed that was sent a signal once each of its trainings had told of its epoch."""
+    lines = ""
+    with subprocess.Popen(
+        [sys.executable, "-m", "pipelines", *command],
+        cwd=folder,
+        env=world.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        while any(number(lines, rf"{name} seed 0: epoch (\d+)/") < epoch for name, epoch in until.items()):
+            lines += (line := process.stdout.readline())
+            assert line, lines
+        below = psutil.Process(process.pid).children(recursive=True)
+        if sent == signal.SIGINT:  # as Ctrl-C does
+            os.killpg(process.pid, sent)
+        else:
+            process.send_signal(sent)
+        lines += process.stdout.read()  # until all that could write have ended
+    assert process.returncode and len(below) >= 2
+    assert world.gone(below)
+    return lines
+
+
+def number(text: str, pattern: str) -> int:
+    """The last one that is found, or 0."""
+    return int((re.findall(pattern, text) or [0])[-1])

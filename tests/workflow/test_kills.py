@@ -59,15 +59,6 @@ def killed(folder: Path) -> list[psutil.Process]:
     return below
 
 
-def gone(processes: list[psutil.Process]) -> bool:
-    """Whether they end within some seconds."""
-    for _ in range(200):
-        if not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
-            return True
-        time.sleep(0.05)
-    return False
-
-
 def target(folder: Path) -> str:
     """The summary of the one store, that is: stage one alone."""
     name = world.framepool(folder, "features", "tiny").split(":")[0]
@@ -96,12 +87,12 @@ def test_the_same_command_goes_on_at_once(
 ) -> None:
     assert list((folder / ".snakemake" / "locks").iterdir()), "F09: Snakemake left its locks behind"
     world.snakemake(folder, target(folder))
-    assert killed and gone(killed)
+    assert killed and world.gone(killed)
     assert world.contents(world.store(folder)) == undisturbed
 
 
 def test_nothing_of_a_killed_snakemake_goes_on(killed: list[psutil.Process]) -> None:
-    assert killed and gone(killed)
+    assert killed and world.gone(killed)
 
 
 def test_a_second_snakemake_is_refused(folder: Path, undisturbed: dict[str, str]) -> None:

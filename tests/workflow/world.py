@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from tests.media import share_networks, write_network, write_video
@@ -101,6 +103,15 @@ def framepool(folder: Path, *arguments: str, code: int | None = 0) -> str:
 def command(folder: Path, command: list[str], code: int | None = 0) -> str:
     """Run any command in `folder`; returns what it printed on both streams."""
     return _run(command, folder, code)
+
+
+def gone(processes: list[psutil.Process]) -> bool:
+    """Whether they end within some seconds."""
+    for _ in range(200):
+        if not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes):
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def _run(command: list[str], folder: Path, code: int | None) -> str:
