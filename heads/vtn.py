@@ -56,7 +56,7 @@ class CodeLayerNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention without biases; without an output projection, which is the code's, unless asked."""
+    """Multi-head self-attention without biases; without an output projection (the layer of the code) unless asked."""
 
     def __init__(self, dim: int, heads: int, scale: float, project: bool) -> None:
         super().__init__()
