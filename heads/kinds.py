@@ -375,12 +375,14 @@ HEAVY: Final = 0.8  # dropout from which on a wide classifier computes with what
 
 def numerics(config: Any) -> int:
     """What a run's digest has of the code that trains `config`: its kind's number, one more where bf16 steps crop, as
-    their crops were of bf16 places once, one where an LSTM learns in bf16, which torch's kernel did once, and one where
-    dropout is heavy, as that of wide ones was drawn otherwise."""
+    their crops were of bf16 places once, one where an LSTM learns in bf16, which torch's kernel did once, one where
+    dropout is heavy, as that of wide ones was drawn otherwise, and one where a noisy-or excludes or counts, as its sums
+    were taken in another order."""
     cnn = getattr(config, config.cnn) if isinstance(config, BaseConfig) and config.cnn else None
     augment = getattr(cnn, "augment", getattr(config, "augment", "none"))
     crops = cnn is not None and augment != "none"
     heavy = isinstance(config, AttentionClusterConfig) and config.dropout >= HEAVY
     lstm = isinstance(config, TsLstmConfig | BiLstmConfig | StackedLstmConfig)
     bf16 = (crops or lstm) and config.train.precision == "bf16"
-    return NUMERICS[config.kind] + bf16 * (crops + lstm) + heavy
+    rows = isinstance(config, NoisyOrConfig) and (config.exclusive or config.counts > 0)
+    return NUMERICS[config.kind] + bf16 * (crops + lstm) + heavy + rows

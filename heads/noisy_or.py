@@ -36,8 +36,7 @@ Legend: B videos, L rows, D dims, C classes, or parts of them with codes; N as m
 
 from __future__ import annotations
 
-from itertools import product
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +47,6 @@ from heads.dropout import Dropout
 
 _LEAST: Final = 1e-30  # of a chance, and of -log(1 - P)
 _NEVER: Final = -1e4  # log odds of a row that is not there
-_SUREST: Final = 20.0  # log odds, where rows are counted: products of three, of 10,000 rows, stay within float32
 
 
 class NoisyOr(Head):
@@ -74,53 +72,116 @@ class NoisyOr(Head):
         """(B,L,D) a modality -> (B,C)."""
         scores = torch.cat([self.rows[m](zero_padding(features[m], masks[m])).float() for m in self.shapes], dim=1)
         missing = ~torch.cat([masks[m] for m in self.shapes], dim=1)[..., None]
+        if self.weights is not None:
+            return self._counted(scores.transpose(0, 1).contiguous(), missing.transpose(0, 1), self.weights.exp())
         odds = (_odds(scores) if self.exclusive else scores).masked_fill(missing, _NEVER)
-        if self.exclusive and self.weights is not None:
-            heard = _messages(odds, self.weights)
-            odds = (_odds(scores + heard) - heard).masked_fill(missing, _NEVER)
         absent = F.softplus(odds).sum(dim=1).clamp_min(_LEAST)  # (B,C): -log of the chance that no row shows it
-        if self.weights is None:
-            return absent + torch.log(-torch.expm1(-absent))
-        counted = torch.stack([c[:, -1] for c in _counts(odds, len(self.weights))[1:]], dim=-1)  # (B,C,N)
-        return absent + (counted * self.weights.exp()).sum(dim=-1).clamp_min(_LEAST).log()
+        return absent + torch.log(-torch.expm1(-absent))
+
+    def _counted(self, scores: Tensor, missing: Tensor, w: Tensor) -> Tensor:
+        """(L,B,C), (L,B,1), (N,) -> (B,C)."""
+        odds = (_odds(scores) if self.exclusive else scores).masked_fill(missing, _NEVER)
+        if self.exclusive:
+            heard = _messages(odds, w)
+            odds = (_odds(scores + heard) - heard).masked_fill(missing, _NEVER)
+        counted: Tensor = _Counted.apply(odds.sigmoid(), (-odds).sigmoid(), F.pad(w, (1, 0)))
+        return F.softplus(odds).sum(dim=0) + counted.clamp_min(_LEAST).log()
 
 
-def _messages(odds: Tensor, weights: Tensor) -> Tensor:
-    """(B,L,C), (N,) -> (B,L,C): m_lc, of the counts of all rows but l."""
-    most = len(weights)
-    before = [_earlier(c, 0.0 if n else 1.0) for n, c in enumerate(_counts(odds, most))]
-    after = [_earlier(c, 0.0 if n else 1.0).flip(1) for n, c in enumerate(_counts(odds.flip(1), most))]
-    w = torch.cat([torch.ones_like(weights[:1]), weights.exp()])
-    alone, joined = torch.zeros_like(odds), torch.zeros_like(odds)
-    for i, j in product(range(most + 1), repeat=2):
-        others = before[i] * after[j]
-        alone = alone + others * w[min(i + j, most)]
-        joined = joined + others * w[min(i + j + 1, most)]
-    return joined.log() - alone.log()
+def _messages(odds: Tensor, w: Tensor) -> Tensor:
+    """(L,B,C), (N,) -> (L,B,C): m_lc, of the counts of all rows but l."""
+    found: tuple[Tensor, Tensor] = _Others.apply(odds.sigmoid(), (-odds).sigmoid(), F.pad(w, (1, 0), value=1.0))
+    alone, joined = found
+    return (joined / alone).log()
 
 
-def _counts(odds: Tensor, most: int) -> list[Tensor]:
-    """(B,L,C) -> N + 1 of (B,L,C): the chance that 0, 1, ..., `most` or more of the rows up to each show the class."""
-    odds = odds.clamp_max(_SUREST)
-    chance, none = odds.sigmoid(), torch.exp(-F.softplus(odds).cumsum(dim=1))
-    ways, found = torch.ones_like(odds), [none]  # sums of products of odds, over each choice of rows
-    for n in range(1, most):
-        ways = (odds.exp() * (_earlier(ways, 0.0) if n > 1 else ways)).cumsum(dim=1)
-        found.append(none * ways)
-    return [*found, (chance * _earlier(found[-1], 1.0 if most == 1 else 0.0)).cumsum(dim=1)]
+class _Counted(torch.autograd.Function):
+    """p, q = 1 - p (L,B,C), w (N+1,) -> (B,C): the mean of w_n, n rows showing the class. By p_l and q_l it grows as
+    with `_Others`."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, q: Tensor, w: Tensor) -> Tensor:
+        before, after = _walks(p, q, w)
+        ctx.save_for_backward(*_others(before, after), before[-1])
+        return (before[-1] * w[:, None, None]).sum(dim=0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        alone, joined, counts = ctx.saved_tensors
+        return joined * grads[0], alone * grads[0], (counts * grads[0]).sum(dim=(1, 2))
 
 
-def _earlier(values: Tensor, first: float) -> Tensor:
-    """(B,L,C) -> (B,L,C): each row's from the row before it."""
-    return F.pad(values[:, :-1], (0, 0, 1, 0), value=first)
+class _Others(torch.autograd.Function):
+    """p, q = 1 - p (L,B,C), w (N+1,) -> 2 of (L,B,C): the means of w_n and w_{n+1}, n other rows showing the class."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, q: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        before, after = _walks(p, q, w)
+        ctx.save_for_backward(p, q, *before, *after)
+        return _others(before, after)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        p, q, *walks = ctx.saved_tensors
+        rows, before, after = range(len(p)), walks[: len(p)], walks[len(p) + 2 :]
+        dp, dq, (dalone, djoined) = torch.empty_like(p), torch.empty_like(q), grads
+        d = torch.zeros_like(before[0])  # by the counts before a row, from the last on
+        for row in reversed(rows):
+            dq[row], dp[row] = _means(before[row], d)
+            d = _fewer(d, p[row], q[row]) + _fewer(after[row], djoined[row], dalone[row])
+        d.zero_()  # by the means after it, from the first on
+        for row in rows:
+            by_q, by_p = _means(d, after[row])
+            dq[row], dp[row] = dq[row] + by_q, dp[row] + by_p
+            d = _more(d, p[row], q[row]) + _more(before[row], djoined[row], dalone[row])
+        return dp, dq, d.sum(dim=(1, 2))
+
+
+def _walks(p: Tensor, q: Tensor, w: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """2 x L + 1 of (N+1,B,C): the chances that n rows before each show the class, and by how many did so far the mean
+    of w after each; the first before all of them."""
+    before = [F.pad(torch.ones_like(p[:1]), (0, 0, 0, 0, 0, len(w) - 1))]
+    after = [w[:, None, None].expand_as(before[0])]
+    for row in range(len(p)):
+        before.append(_more(before[-1], p[row], q[row]))
+        after.append(_fewer(after[-1], p[-1 - row], q[-1 - row]))
+    return before, after[::-1]
+
+
+def _others(before: list[Tensor], after: list[Tensor]) -> tuple[Tensor, Tensor]:
+    pairs = [_means(counts, w) for counts, w in zip(before, after[1:], strict=False)]
+    return torch.stack([alone for alone, _ in pairs]), torch.stack([joined for _, joined in pairs])
+
+
+def _means(counts: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """2 of (N+1,B,C) -> 2 of (B,C): the sum of w_n over the chances of n, and that of w_{n+1}."""
+    joined = (counts[:-1] * w[1:]).sum(dim=0)
+    return (counts * w).sum(dim=0), joined.addcmul_(counts[-1], w[-1])
+
+
+def _more(counts: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """(N+1,B,C), (B,C) -> (N+1,B,C): with one more row; N or more stay that many."""
+    found = counts * q
+    found[1:].addcmul_(counts[:-1], p)
+    found[-1].addcmul_(counts[-1], p)
+    return found
+
+
+def _fewer(w: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """(N+1,B,C), (B,C) -> (N+1,B,C): the mean of w where one row less is counted, which turns `_more` round."""
+    found = w * q
+    found[:-1].addcmul_(w[1:], p)
+    found[-1].addcmul_(w[-1], p)
+    return found
 
 
 def _odds(scores: Tensor) -> Tensor:
-    """(B,L,C) -> log p / (1 - p), for p the softmax over classes and none. What is left beside the most probable class,
+    """(*,C) -> log p / (1 - p), for p the softmax over classes and none. What is left beside the most probable class,
     which may be next to nothing, is summed from the others."""
-    none = torch.zeros_like(scores[..., :1])
-    most = torch.arange(scores.shape[-1], device=scores.device) == scores.argmax(dim=-1, keepdim=True)
-    whole = torch.cat([scores, none], dim=-1).logsumexp(dim=-1, keepdim=True)
-    others = torch.cat([scores.masked_fill(most, -torch.inf), none], dim=-1).logsumexp(dim=-1, keepdim=True)
-    rest = torch.log1p(-(scores - whole).exp().masked_fill(most, 0))  # of a class that has half at most
-    return scores - torch.where(most, others, whole + rest)
+    top = scores.argmax(dim=-1, keepdim=True)
+    others = scores.scatter(-1, top, -torch.inf)
+    least = others.detach().amax(dim=-1, keepdim=True).clamp_min(0)
+    shares = (others - least).exp()
+    rest = least + (shares.sum(dim=-1, keepdim=True) + (-least).exp()).log()
+    whole = torch.logaddexp(scores.gather(-1, top), rest)
+    return scores - (whole + torch.log1p(-shares * (least - whole).exp())).scatter(-1, top, rest)

@@ -11,7 +11,7 @@ import torch
 
 import heads
 from features.errors import UserError
-from heads.noisy_or import _messages, _odds
+from heads.noisy_or import _Counted, _messages, _odds, _Others
 from tests.heads.made import rows
 
 SETS = ("none", "a", "b", "a+b", "c", "a+c", "b+c", "a+b+c")
@@ -134,7 +134,7 @@ def test_what_a_row_hears_is_what_the_others_count(counts: int) -> None:
     odds = torch.tensor([1.5, -2.0, 9.0, -60.0, 0.3])
     weights = torch.tensor([0.5, 2.0, -4.0, -1.0])[:counts]
     w = [1.0, *weights.exp().tolist()]
-    found = _messages(odds.view(1, 5, 1), weights).flatten()
+    found = _messages(odds.view(5, 1, 1), weights.exp()).flatten()
     for row in range(5):
         others = [np.exp(o) for i, o in enumerate(odds.tolist()) if i != row]
         sums = [0.0, 0.0]
@@ -144,6 +144,15 @@ def test_what_a_row_hears_is_what_the_others_count(counts: int) -> None:
                     [o for o, c in zip(others, choice, strict=True) if c]
                 )
         assert found[row].item() == pytest.approx(np.log(sums[1] / sums[0]), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("counts", [1, 2, 3])
+def test_counts_are_differentiated_as_they_add_up(counts: int) -> None:
+    torch.manual_seed(counts)
+    w = torch.rand(counts + 1, dtype=torch.float64, requires_grad=True)
+    p, q = (torch.rand(4, 2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(_Counted.apply, (p, q, w))
+    assert torch.autograd.gradcheck(_Others.apply, (p, q, w))
 
 
 def test_a_row_that_may_show_either_goes_to_the_class_that_lacks_one() -> None:
