@@ -138,8 +138,8 @@ class _Others(torch.autograd.Function):
 
 
 def _walks(p: Tensor, q: Tensor, w: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """2 x L + 1 of (N+1,B,C): the chances that n rows before each show the class, and by how many did so far the mean
-    of w after each; the first before all of them."""
+    """2 x L + 1 of (N+1,B,C), from before the first row to behind the last: the chances that n rows so far show the
+    class, and the mean of w over what the rows to come show, where n did so far."""
     before = [F.pad(torch.ones_like(p[:1]), (0, 0, 0, 0, 0, len(w) - 1))]
     after = [w[:, None, None].expand_as(before[0])]
     for row in range(len(p)):
@@ -149,6 +149,7 @@ def _walks(p: Tensor, q: Tensor, w: Tensor) -> tuple[list[Tensor], list[Tensor]]
 
 
 def _others(before: list[Tensor], after: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Both walks -> 2 of (L,B,C): the means of w_n and w_{n+1} over the counts of all rows but each."""
     pairs = [_means(counts, w) for counts, w in zip(before, after[1:], strict=False)]
     return torch.stack([alone for alone, _ in pairs]), torch.stack([joined for _, joined in pairs])
 
