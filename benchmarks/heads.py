@@ -269,7 +269,9 @@ def operations(head: nn.Module, step: Callable[[], Any]) -> float:
 
 def product_rate(precision: str, size: int = 2048) -> float:
     """Operations a second of one large product."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    from extract.networks.bf16 import has_bf16
+
+    dtype = torch.bfloat16 if precision == "bf16" and has_bf16(torch.device("cpu")) else torch.float32
     a, b = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
     out = torch.empty(size, size, dtype=dtype)
     return 2 * size**3 / timed(lambda: torch.mm(a, b, out=out))

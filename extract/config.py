@@ -228,7 +228,8 @@ class Networked(Extractor):
     """An extractor whose rows come out of a network, float16.
 
     `runtime` defaults by `device`: OpenVINO on a CPU, torch on CUDA. `batch` is the fixed shape that the network sees.
-    int8 is OpenVINO's, calibrated on `calibration` of the dataset's own videos.
+    bf16 is fp32 on a processor without it; its store then notes an error of 0. int8 is OpenVINO's, calibrated on
+    `calibration` of the dataset's own videos.
     """
 
     network: NetworkConfig

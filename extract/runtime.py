@@ -288,6 +288,8 @@ class _Torch:
     def __init__(self, model: Model, facts: Mapping[str, Any], precision: str, threads: int) -> None:
         import torch
 
+        from extract.networks.bf16 import autocast
+
         torch.set_num_threads(threads)
         self._device = torch.device(model.config.device)
         cuda = self._device.type == "cuda"
@@ -300,7 +302,7 @@ class _Torch:
         layout = torch.channels_last_3d if network.input.frames > 1 else torch.channels_last
         whole = whole_network(network, facts).to(self._device, memory_format=layout)
         self._run: Any = torch.compile(whole) if cuda else whole
-        self._autocast: Any = lambda: torch.autocast(self._device.type, torch.bfloat16, enabled=precision == "bf16")
+        self._autocast: Any = lambda: autocast(self._device, precision)
         kind = torch.uint8 if dtype == np.uint8 else torch.float32
         self._inputs = deque(torch.zeros(shape, dtype=kind, pin_memory=cuda) for _ in range(ON_THEIR_WAY))
 

@@ -86,7 +86,8 @@ class TrainConfig(Config):
     )
     precision: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="of a training step, but for what `heads.sparse` computes; tests are always fp32",
+        description="of a training step, but for what `heads.sparse` computes; fp32 on a processor without bf16; tests "
+        "are always fp32",
     )
     accumulate: PositiveInt | None = Field(
         None,

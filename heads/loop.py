@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from extract.networks.bf16 import autocast, has_bf16
 from features.batches import Batch, Block, Select, Start
 from features.errors import UserError
 from features.stream import Stream
@@ -137,6 +138,8 @@ class Loop:
     def run(self, folder: Path, digest: str, log: Callable[[str], None]) -> None:
         """Train to the end, from where an interrupted run was; leaves the head with its final weights."""
         self._digest = digest
+        if self.train.precision == "bf16" and not has_bf16(self.device):
+            log("steps are in fp32: bf16 is slower on a processor without instructions for it")
         self._pace = Pace(epochs=self.train.epochs, videos=len(self.videos), log=log)
         inside = self._resume(load_resume(folder, digest, log), log)
         self.ranks.says(True)  # nobody writes before all have read
@@ -279,7 +282,7 @@ class Loop:
             own = slice(int(part[0]), int(part[-1]) + 1)
             features, masks = ({m: x[own] for m, x in found.items()} for found in step.batch)
             videos, labels = videos[own], labels[own]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.train.precision == "bf16"):
+        with autocast(self.device, self.train.precision):
             features, masks = self.head.augmented(features, masks)
             logits = self.module(features, masks).float()  # (B,C)
             taught = 0 if self.teacher is None else self.teacher.losses(logits, (features, masks))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from extract.networks.bf16 import has_bf16
 from features.errors import UserError
 from heads.checkpoint import load_head
 from heads.kinds import AttentionClusterConfig, AverageConfig, NoisyOrConfig
 from heads.results import in_short, measure, read_predictions
 from tests.heads.made import CLASSES, problem
-from tests.heads.test_training import go
+from tests.heads.test_training import bytes_of, go
 
 
 def history(folder: Path) -> list[dict[str, str]]:
@@ -41,7 +44,26 @@ def test_steps_in_bf16_learn_the_same_and_keep_exact_weights(tmp_path: Path) -> 
     assert scores["bf16"] == pytest.approx(scores["fp32"], abs=0.1) and scores["bf16"] > 0.7
     for name, exact in weights["fp32"].items():
         assert exact.dtype == weights["bf16"][name].dtype
-    assert any(not exact.equal(weights["bf16"][name]) for name, exact in weights["fp32"].items())
+    rounded = any(not exact.equal(weights["bf16"][name]) for name, exact in weights["fp32"].items())
+    assert rounded == has_bf16(torch.device("cpu"))
+
+
+def test_a_processor_without_bf16_takes_fp32_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("extract.networks.bf16", "heads.loop"):
+        monkeypatch.setattr(f"{module}.has_bf16", lambda device: False)
+    said: dict[str, list[str]] = {"fp32": [], "bf16": []}
+    for precision, lines in said.items():
+        train = {"epochs": 2, "precision": precision}
+        go(tmp_path / precision, AverageConfig(features=("rgb",), train=train), log=lines.append)  # type: ignore[arg-type]
+    assert bytes_of(tmp_path / "bf16") == bytes_of(tmp_path / "fp32")
+    assert [line for line in said["bf16"] if "steps are in fp32: bf16 is slower" in line]
+    assert not [line for line in said["fp32"] if "bf16" in line]
+
+
+def test_bf16_on_a_cpu_takes_avx_512() -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip("other processors have other names for it")
+    assert has_bf16(torch.device("cpu")) == ("AVX512" in torch.backends.cpu.get_cpu_capability())
 
 
 def test_a_head_with_codes_is_trained_saved_and_loaded(tmp_path: Path) -> None:
