@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import logging
-import shutil
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from extract.decoders import children
 from extract.fingerprint import Item, list_digest
-from features.atomic import Lock, make_folder, publish_folder
+from features.atomic import Lock, make_folder, publish_folder, scratch_folder
 from features.errors import UserError
 from features.manifest import read_manifest
 from features.recipe import digest
@@ -107,8 +106,6 @@ def _quantise(converted: Path, batches: Samples, folder: Path) -> None:
         graph = nncf.quantize(
             graph, nncf.Dataset(list(batches)), preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches)
         )
-    partial = folder.with_suffix(".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    make_folder(partial)
+    partial = scratch_folder(folder)
     openvino.save_model(graph, partial / "model.xml", compress_to_fp16=False)
     publish_folder(partial, folder)

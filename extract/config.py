@@ -128,7 +128,7 @@ class Limits(Config):
     max_duration_s: PositiveFloat = 4 * 3600.0
     min_decoded_ratio: float = Field(0.0, ge=0, le=1)  # below this share of the promised frames: undecodable
     max_memory_mb: PositiveInt = 2048  # of a decoder process, above what it starts with
-    timeout_s: PositiveFloat = 600.0  # not part of the recipe
+    timeout_s: PositiveFloat = 600.0  # of silence from a decoder; not part of the recipe
 
 
 class Extractor(Config):
@@ -151,7 +151,10 @@ class Extractor(Config):
 
 
 class FromVideo(Extractor):
-    """An extractor that decodes the pictures of a video, with ``decoder: cuda`` on the GPU where it knows the codec."""
+    """An extractor that decodes the pictures of a video, with ``decoder: cuda`` on the GPU where it knows the codec.
+
+    Its decoders have no limit of memory then: the driver reserves more addresses than that.
+    """
 
     sampling: Sampling = Uniform()
     transform: Transform = Transform()
@@ -228,8 +231,8 @@ class Networked(Extractor):
     """An extractor whose rows come out of a network, float16.
 
     `runtime` defaults by `device`: OpenVINO on a CPU, torch on CUDA. `batch` is the fixed shape that the network sees.
-    bf16 is fp32 on a processor without it; its store then notes an error of 0. int8 is OpenVINO's, calibrated on
-    `calibration` of the dataset's own videos.
+    bf16 is fp32 on a processor without it; which of the two is a fact of the store, whose shards agree in it. int8 is
+    OpenVINO's, calibrated on `calibration` of the dataset's own videos.
     """
 
     network: NetworkConfig
@@ -337,8 +340,9 @@ AnyExtractor = Pixels | Tvl1 | Logmel | Frames | Imported | Rgb | RgbDiff | Trun
 ExtractorConfig = Annotated[AnyExtractor, Field(discriminator="kind")]
 # Bumped by hand when a change to the code changes the rows.
 NUMERICS: Final = {
-    **dict.fromkeys(("pixels", "rgb", "trunk"), 2),
-    **dict.fromkeys(("tvl1", "logmel", "frames", "imported", "rgbdiff", "flow", "audio"), 1),
+    **dict.fromkeys(("pixels", "trunk"), 3),
+    **dict.fromkeys(("rgb", "imported"), 2),
+    **dict.fromkeys(("tvl1", "logmel", "frames", "rgbdiff", "flow", "audio"), 1),
 }
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -30,7 +29,7 @@ from extract.decoders import children
 from extract.lanes import middle
 from extract.runtime import Model, whole_network
 from extract.samples import job_of
-from features.atomic import Lock, make_folder, publish_folder, write_json
+from features.atomic import Lock, make_folder, publish_folder, scratch_folder, write_json
 
 _OPEN: Final = ContextVar[ProcessPoolExecutor | None]("converter", default=None)
 
@@ -90,9 +89,7 @@ def _convert(model: Model, folder: Path, here: Path) -> None:
     with torch.inference_mode():
         network.check(*whole.rows(example[:1]).shape[1:])
         facts["row_shape"] = list(whole(example[:1]).shape[1:])
-    unfinished = folder.with_suffix(".partial")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    make_folder(unfinished)
+    unfinished = scratch_folder(folder)
     if model.config.chosen_runtime == "openvino":
         import openvino
 

@@ -3,7 +3,7 @@
 Each process takes the next video, and puts its samples into a ring of shared memory of its own, so that one that runs
 ahead waits without blocking the others. The consumer reads the videos strictly in order; so what a batch holds depends
 on the list alone, whatever was resumed and however many processes decode. A process that dies costs its video a second
-try, and after that its rows; a video that keeps the consumer waiting longer than the limit costs its process.
+try, and after that its rows; a video of which nothing is heard for longer than the limit costs its process.
 
     with Decoders([job], paths, workers=2) as decoders:
         for item in decoders: ...                   # Row(video, time_us, sample, job) or End(video, outcome, job)
@@ -36,14 +36,17 @@ import numpy as np
 import psutil
 from threadpoolctl import threadpool_limits
 
-from extract.samples import AnyJob, Array, Told, parts
+from extract.samples import AnyJob, Array, Job, Told, parts
 from extract.span import Media
+from features.errors import UserError
 from features.outcome import Outcome
 
 RING_BYTES = 8 << 20  # of all decoders together: enough that none waits, little enough not to count
 TRIES = 2
 AHEAD = 2  # videos that a decoder is given at a time: it goes on while the consumer is still at the one before
 TOLD_TOGETHER = 8  # rows a message
+LIFE_S = 5.0  # between the signs of life of a decoder that has nothing to tell
+PARENT_S = 5.0  # between two looks at whether the parent is still there
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ class End:
     duration_us: int = 0  # 0: not known
 
 
-# (slot, time_us, job, window) ..., ends, the duration when it is all
+# (slot, time_us, job, window) ..., ends, the duration when it is all; without any of them a sign of life
 Message = tuple[list[tuple[int, int, int, int]], list[tuple[int, Outcome]], int | None]
 
 
@@ -76,7 +79,7 @@ class _Worker:
 
     def __init__(self, jobs: Sequence[AnyJob], slots: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self.ring = SharedMemory(create=True, size=slots * _slot_bytes(jobs))
+        self.ring = _ring(slots * _slot_bytes(jobs))
         self.places = _places(jobs, slots, self.ring)
         self.free = context.Semaphore(slots)
         self.pipe, theirs = context.Pipe()
@@ -152,14 +155,11 @@ class Decoders:
     def _video(self, video: int) -> Iterator[Row | End]:
         given, at = Counter[int](), Counter[int]()  # rows that a first try has already given are not given twice
         open_ = dict.fromkeys(self._wanted(video))  # jobs that have not ended
-        waited_s = 0.0
         worker = next(w for w in self._workers if w.videos and w.videos[0] == video)
         while True:
-            start = time.monotonic()
-            ready = worker.pipe.poll(max(0.0, self.timeout_s - waited_s))
-            waited_s += time.monotonic() - start
+            ready = worker.pipe.poll(self.timeout_s)
             try:
-                told: Message | None = worker.pipe.recv() if ready else None
+                told: Message | UserError | None = worker.pipe.recv() if ready else None
             except (EOFError, OSError):  # the pipe ends between two messages, or inside one
                 worker.process.join(5)
                 code = worker.process.exitcode
@@ -177,6 +177,8 @@ class Decoders:
                 reason = f"no frame for {self.timeout_s:.0f} s"
                 yield from (End(video, Outcome(outcome="timeout", reason=reason), job) for job in open_)
                 return
+            if isinstance(told, UserError):
+                raise told
             rows, ends, duration_us = told
             for slot, time_us, job, part in rows:
                 at[job] += 1
@@ -196,9 +198,10 @@ class Decoders:
 
     def _replace(self, worker: _Worker, again: bool) -> _Worker:
         """A fresh process for what `worker` was given; its first video once more only if `again`."""
-        worker.stop()
+        place = self._workers.index(worker)
+        self._workers.pop(place).stop()
         fresh = _Worker(self.jobs, self._slots)
-        self._workers[self._workers.index(worker)] = fresh
+        self._workers.insert(place, fresh)
         if not again:
             worker.videos.popleft()
         for video in worker.videos:
@@ -226,6 +229,23 @@ def _slot_bytes(jobs: Sequence[AnyJob]) -> int:
     return max(int(np.prod(job.shape)) * job.dtype.itemsize for job in jobs)
 
 
+def _ring(size: int) -> SharedMemory:
+    """Shared memory that is there: on a full /dev/shm the first touch of what is only promised is a bus error."""
+    ring = SharedMemory(create=True, size=size)
+    if sys.platform != "linux":
+        return ring
+    try:
+        with open(f"/dev/shm/{ring.name}", "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        ring.close()
+        ring.unlink()
+        expected, got = f"{size / 1e6:.1f} MB for a decoder", error.strerror
+        fix = "give it more (docker run --shm-size=1g), or set fewer workers"
+        raise UserError("no room in shared memory", where="/dev/shm", expected=expected, got=got, fix=fix) from None
+    return ring
+
+
 def _places(jobs: Sequence[AnyJob], slots: int, ring: SharedMemory) -> list[list[Array]]:
     """For each job the ring's slots as its samples lie in them."""
     size = _slot_bytes(jobs)
@@ -241,11 +261,22 @@ def _decode_videos(
         signal.signal(number, signal.SIG_IGN)  # the parent decides
     os.nice(19)  # the network's threads go first; decoders fill what is left of the cores
     threadpool_limits(1)  # of BLAS: a decoder is one core's work, and several would fight over the cores
-    _limit_memory(max(job.limits.max_memory_mb for job in jobs))
+    _limit_memory(jobs)
     gc.freeze()
     memory = SharedMemory(ring)
     places = _places(jobs, slots, memory)
-    slot = 0
+    slot, heard = 0, time.monotonic()
+    life_s = min(LIFE_S, max(job.limits.timeout_s for job in jobs) / 4)
+
+    def tell(rows: list[tuple[int, int, int, int]], ends: list[tuple[int, Outcome]], duration_us: int | None) -> None:
+        nonlocal heard
+        pipe.send((rows, ends, duration_us))
+        heard = time.monotonic()
+
+    def alive() -> None:
+        if time.monotonic() - heard > life_s:
+            tell([], [], None)
+
     while True:
         try:
             path, wanted = pipe.recv()
@@ -253,33 +284,46 @@ def _decode_videos(
             return
         rows: list[tuple[int, int, int, int]] = []  # of those that are in the ring and not yet told of
         ends: list[tuple[int, Outcome]] = []
-        told = Told()
+        told = Told(alive=alive)
         try:
             for job, part, item in parts(path, {n: jobs[n] for n in wanted}, told):
                 if isinstance(item, Outcome):
                     ends.append((job, item))
                     continue
                 if len(rows) == TOLD_TOGETHER:
-                    pipe.send((rows, [], None))
+                    tell(rows, [], None)
                     rows = []
                     gc.collect()  # a PyAV frame that was asked for its side data is in a circle, with its picture
                 if not free.acquire(block=False):
-                    pipe.send((rows, [], None))
+                    tell(rows, [], None)
                     rows = []
-                    free.acquire()
+                    if not _acquired(free, parent):
+                        return
                 places[job][slot][...] = item[1]
                 rows.append((slot, item[0], job, part))
                 slot = (slot + 1) % slots
         except MemoryError:
             os._exit(errno.ENOMEM)
-        pipe.send((rows, ends, told.duration_us))
+        except UserError as error:  # no video's fault
+            pipe.send(error)
+            return
+        tell(rows, ends, told.duration_us)
         gc.collect()
 
 
-def _limit_memory(mb: int) -> None:
-    """No more address space than what is in use and `mb`, so that a bomb ends this process and not the machine."""
-    if sys.platform == "linux":
-        now = psutil.Process().memory_info().vms
+def _acquired(free: Semaphore, parent: int) -> bool:
+    """Wait for a free slot; False once the parent is gone, which not every system tells its children."""
+    while not free.acquire(timeout=PARENT_S):
+        if os.getppid() != parent:
+            return False
+    return True
+
+
+def _limit_memory(jobs: Sequence[AnyJob]) -> None:
+    """No more address space than what is in use and the jobs' limit, so that a bomb ends this process and not the
+    machine. A device's driver reserves more than any limit for itself."""
+    if sys.platform == "linux" and not any(isinstance(job, Job) and job.hardware for job in jobs):
+        now, mb = psutil.Process().memory_info().vms, max(job.limits.max_memory_mb for job in jobs)
         resource.setrlimit(resource.RLIMIT_AS, (now + (mb << 20), resource.RLIM_INFINITY))
 
 

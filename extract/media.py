@@ -24,7 +24,6 @@ import stat
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from heapq import heappop, heappush
@@ -41,6 +40,7 @@ from av.video.frame import VideoFrame
 
 from extract.config import Limits
 from extract.span import Media, Span
+from features.errors import UserError
 from features.outcome import Name
 
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,gif,wav,mp3,flac,aac"
@@ -124,8 +124,8 @@ def decode(
     """Decode every frame in display order; yield (number, time_us, frame as coded), and fill `found`.
 
     Damaged packets are passed over and counted, and so are pictures that the decoder patched up. Times never descend.
-    With `hardware` the device decodes what it can, where there is one; else software does. Raises `MediaError` when
-    there is no picture track, or at a frame that is larger than the limits.
+    With `hardware` the device decodes, and software what the device does not know. Raises `MediaError` when there is no
+    picture track, or at a frame that is larger than the limits; `UserError` where there is no such device.
     """
     with opened(path, limits.max_pixels, hardware) as container:
         stream = _pictures(container)
@@ -142,15 +142,21 @@ def decode(
 def opened(
     path: Media, max_pixels: int = 4096 * 2304, hardware: Literal["cuda"] | None = None
 ) -> av.container.InputContainer:
-    """Open `path` for reading; the one road to `av.open`. Raises `MediaError`.
+    """Open `path` for reading; the one road to `av.open`. Raises `MediaError`; `UserError` where there is no
+    such `hardware`.
 
     Finding out about streams can decode the first pictures; `max_pixels` bounds them. A FIFO blocks until somebody
     writes to it.
     """
     options = {**ONLY, "max_pixels": _coded(max_pixels)}
     if hardware:
-        with suppress(av.error.FFmpegError):  # no such device here, or no media: then that is said below
+        try:
             return _opened(path, options, HWAccel(hardware))
+        except av.error.FFmpegError as error:
+            _memory(error)
+            opened(path, max_pixels).close()  # else it is no media
+            got, fix = error.strerror, "set decoder: software, or run where the driver is"
+            raise UserError(f"no {hardware} device that decodes", got=got, fix=fix) from None
     try:
         return _opened(path, options)
     except av.error.InvalidDataError:

@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from extract.calibration import Calibration
-from extract.config import DECODING, Flow, Mapped, Networked, Pictured, snippet
+from extract.config import DECODING, NUMERICS, Flow, Mapped, Networked, Pictured, snippet
 from extract.lanes import Engine
 from features.errors import UserError
 from features.recipe import digest, file_sha256
 
-__all__ = ["Compared", "Engine", "Model", "engine", "feature_shape", "whole_network"]
+__all__ = ["Compared", "Engine", "Model", "engine", "feature_shape", "steps", "whole_network"]
 
 Rows = npt.NDArray[Any]
 READS: Final = {"rgb": "rgb", "trunk": "rgb", "rgbdiff": "rgbdiff", "flow": "flow", "audio": "logmel"}
@@ -145,7 +145,9 @@ class Model:
         fields["network"]["weights"] = weights
         versions = [version(name) for name in ("torch", "torchvision", "timm", "openvino")]
         shape = list(self.source_shape) if self.source_shape else self._frames()
-        return f"{self.config.network.name}-{digest([fields, self.config.chosen_runtime, shape, versions])[:16]}"
+        numerics = NUMERICS[self.config.kind]  # type: ignore[attr-defined]
+        of = [fields, self.config.chosen_runtime, shape, versions, numerics]
+        return f"{self.config.network.name}-{digest(of)[:16]}"
 
     def quantised_key(self) -> str:
         """Names it in int8: made for the rows that `calibration` and the sampling give."""
@@ -164,6 +166,21 @@ def engine(
         folder = cache / (facts["int8"] if precision == "int8" else model.key())
         return _OpenVino(folder, precision, threads)
     return _Torch(model, facts, precision, threads)
+
+
+def steps(config: Networked) -> str:
+    """The precision of the steps that a config's bf16 leads to here: "bf16", or "fp32" where the processor has none."""
+    if config.chosen_runtime == "openvino":
+        from extract.openvino_core import CORE
+
+        return "bf16" if "BF16" in CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "fp32"
+    import torch
+
+    from extract.networks.bf16 import has_bf16
+
+    if config.device == "cuda" and not torch.cuda.is_available():  # nothing runs here, and the engine says so
+        return "bf16"
+    return "bf16" if has_bf16(torch.device(config.device)) else "fp32"
 
 
 class Compared:

@@ -10,7 +10,7 @@ of what it covers.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
@@ -21,7 +21,7 @@ from av.video.frame import VideoFrame
 from extract.config import CENTRE, AnyExtractor, FromVideo, Limits, Logmel, Tvl1, View, snippet
 from extract.media import Decoded, MediaError, Probe, decode, probe
 from extract.sampling import Window, rows
-from extract.samplings import Every, Sampling, Segments, Spread, Uniform
+from extract.samplings import Clips, Every, Sampling, Segments, Spread, Uniform
 from extract.scaler import Scaler
 from extract.span import Media
 from features.outcome import Outcome
@@ -109,10 +109,12 @@ def job_of(config: AnyExtractor, transform: Mapping[str, Any]) -> AnyJob:
 
 @dataclass
 class Told:
-    """What a decode finds of a whole video; filled while it runs. `start_us` is where windows begin."""
+    """What a decode finds of a whole video; filled while it runs. `start_us` is where windows begin; `alive` is called
+    at every picture."""
 
     start_us: int | None = None
     duration_us: int = 0
+    alive: Callable[[], None] = lambda: None
 
 
 def samples(path: Media, jobs: Mapping[int, AnyJob]) -> Iterator[tuple[int, Item]]:
@@ -142,13 +144,15 @@ def _seen(
         if told.start_us is None and len(video.times_us):
             told.start_us, told.duration_us = int(video.times_us[0]), video.duration_us
         choices = {n: _choice(job, video) for n, job in jobs.items()}
-        for number, part, row in _pass(path, choices, limits, hardware, found):
+        for number, part, row in _pass(path, choices, limits, hardware, found, told):
             counts[number] += 1
             yield number, part, row
-        late = {n: choice for n, choice in choices.items() if isinstance(choice, _Choice) and choice.late}
-        if late and len(found.times_us) != len(video.times_us):  # fewer pictures than packets, or more: choose again
-            late = {n: _Choice.of(jobs[n], np.array(found.times_us, dtype=np.int64)) for n in late}
-            for _ in _pass(path, late, limits, hardware, Decoded()):
+        single = {n: choice for n, choice in choices.items() if isinstance(choice, _Choice)}
+        late = {n: choice for n, choice in single.items() if choice.late}
+        if len(found.times_us) != len(video.times_us):  # fewer pictures than packets, or more: choose again
+            late |= {n: choice for n, choice in single.items() if choice.repeats and not counts[n]}
+            late = {n: _Choice.of(jobs[n], np.array(found.times_us, dtype=np.int64), late=True) for n in late}
+            for _ in _pass(path, late, limits, hardware, Decoded(), told) if late else ():
                 pass
         for number, choice in late.items():
             for row in choice.rows():
@@ -198,17 +202,22 @@ class _Choice:
     images: dict[int, tuple[int, Array]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, job: Job, times_us: npt.NDArray[np.int64]) -> Self:
+    def of(cls, job: Job, times_us: npt.NDArray[np.int64], late: bool = False) -> Self:
         wanted = rows(job.sampling, times_us, job.frames, job.stride)
         single = isinstance(job.sampling, Every) and job.frames == 1
         return cls(
             job=job,
             scale=_scaler(job),
-            late=isinstance(job.sampling, Uniform | Segments | Spread),
+            late=late or isinstance(job.sampling, Uniform | Segments | Spread),
             every=job.sampling.k if single else 0,  # type: ignore[union-attr]
             waiting=deque([] if single else wanted.tolist()),
             uses=Counter([] if single else wanted.ravel().tolist()),
         )
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a video that is shorter than a row has one all the same."""
+        return isinstance(self.job.sampling, Clips)
 
     def wants(self, number: int) -> bool:
         return number % self.every == 0 if self.every else number in self.uses
@@ -297,10 +306,16 @@ def _scaler(job: Job) -> Scaler:
 
 
 def _pass(
-    path: Media, choices: Mapping[int, _Choice | _Windows], limits: Limits, hardware: Hardware, found: Decoded
+    path: Media,
+    choices: Mapping[int, _Choice | _Windows],
+    limits: Limits,
+    hardware: Hardware,
+    found: Decoded,
+    told: Told,
 ) -> Iterator[tuple[int, int, tuple[int, Array]]]:
     """Decode once; every frame is scaled once for all the jobs that see it the same way."""
     for number, time_us, frame in decode(path, limits, found, hardware):
+        told.alive()
         done: dict[tuple[Any, ...], Array] = {}
         for n, choice in choices.items():
             if choice.wants(number):
@@ -321,7 +336,8 @@ def _outcome(limits: Limits, promised: int, packets: int, found: Decoded, count:
     decoded = len(found.times_us)
     promised = promised or (packets if found.errors else decoded)
     reason = f"{decoded} of {promised} frames decoded" + (f"; {found.first_error}" if found.errors else "")
-    if decoded == 0 or decoded < limits.min_decoded_ratio * promised:
+    damaged = bool(found.errors) or decoded < promised
+    if decoded == 0 or decoded < limits.min_decoded_ratio * promised or (count == 0 and damaged):
         return Outcome(outcome="undecodable", reason=reason, decoded=decoded, promised=promised)
     if count == 0:
         reason = f"{decoded} frames, a sample takes more"

@@ -226,7 +226,7 @@ def _fill(makings: Sequence[_Making], workers: int) -> None:
         if isinstance(source, Path):
             _from_store(source, makings[0], lanes[0])
         elif (collection := makings[0].task.collection) is not None:
-            imported(collection, items, makings[0].missing, lanes[0])
+            imported(collection, items, makings[0].missing, lanes[0], makings[0].stage.dtype)
         else:
             wanted: dict[int, list[int]] = {}
             for n, making in enumerate(makings):
@@ -264,11 +264,20 @@ def _from_store(source: Path, making: _Making, lane: Lane) -> None:
         raise FramepoolError(
             "source of other videos", where=source, expected=making.wanted[3][0], got=manifest.ids[0], fix=fix
         )
+    if manifest.list_digest != making.wanted[1] and _all_there(making.task):
+        expected, got = f"shard {manifest.shard} of the list digest {making.wanted[1][:16]}", manifest.list_digest[:16]
+        fix = "videos were replaced since: extract the source again"
+        raise FramepoolError("source of other files", where=source, expected=expected, got=got, fix=fix)
     for video in making.missing:
         for times_us, rows in read(video):
             for time_us, row in zip(times_us.tolist(), rows, strict=True):
                 lane.push(Row(video, time_us, row))
         lane.push(End(video, manifest.outcomes[video]))
+
+
+def _all_there(task: Task) -> bool:
+    """Whether every video has a file: a source may outlive the files that it was made of."""
+    return all(item.path and (task.root / item.path).is_file() for item in task.items)
 
 
 def _calibration(task: Task) -> Calibration | None:
@@ -282,11 +291,12 @@ def _calibration(task: Task) -> Calibration | None:
 
 def _same_facts(task: Task, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     for key, value in ours.items():
-        if theirs.get(key) != value:
-            raise FramepoolError(
-                f"store was made with another {key}",
-                where=task.store,
-                expected=theirs.get(key),
-                got=value,
-                fix="its weights were replaced or trained again: remove the store's folder to make it anew",
-            )
+        if theirs.get(key) == value:
+            continue
+        if key == "steps":
+            what, why = "store was made with steps of another precision", "bf16 is fp32 on a processor without it"
+            fix = f"{why}: run on machines like the first, set precision: fp32, or remove the store's folder"
+        else:
+            what = f"store was made with another {key}"
+            fix = "its weights were replaced or trained again: remove the store's folder to make it anew"
+        raise FramepoolError(what, where=task.store, expected=theirs.get(key, "not known"), got=value, fix=fix)

@@ -24,7 +24,7 @@ from extract.convert import prepare
 from extract.decoders import End, Row
 from extract.flow import FlowEngine
 from extract.lanes import Fan, Lane, PassOn, Plain, Sink
-from extract.runtime import Engine, Model, engine
+from extract.runtime import Engine, Model, engine, steps
 from extract.samples import PATCH, AnyJob, job_of
 
 Facts = dict[str, Any]
@@ -65,6 +65,8 @@ class Stage:
             shape = None if source is None else tuple(source["row_shape"])
             model = Model(config, weights, shape, calibration)
             facts = {**prepare(model, cache), "dtype": "float16"}
+            if config.precision == "bf16":
+                facts["steps"] = steps(config)
         elif isinstance(config, FromVideo):
             job = job_of(config, transform := config.transform.recipe())
             side = job.shape[-2:] if isinstance(config, Tvl1) else job.shape

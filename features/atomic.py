@@ -151,6 +151,13 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def scratch_folder(target: Path) -> Path:
+    """An empty folder beside `target`, to make it in before `publish_folder`."""
+    folder = target.with_name(f"{target.name}.partial")  # a suffix would begin at the first dot of a network's tag
+    remove(folder)
+    return make_folder(folder)
+
+
 def remove(path: Path) -> None:
     """Remove a file or a tree; what is already gone is no error."""
     with writing(path):

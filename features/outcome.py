@@ -16,7 +16,7 @@ Name = Literal[
     "no_video",  # no picture track, for a visual extractor
     "no_audio",  # no sound track, or none that decodes
     "too_short",  # less than one sample
-    "undecodable",  # missing, not media, empty, broken header, zero frames
+    "undecodable",  # missing, not media, empty, broken header, zero frames, or so damaged that no row is left
     "refused",  # format not whitelisted, names other files
     "too_large",  # pixels, frames or duration over the limit
     "timeout",

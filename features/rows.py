@@ -19,10 +19,10 @@ from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from features.errors import FramepoolError, UserError
 from features.manifest import Manifest, read_manifest, shards
+from features.memory import available_bytes
 
 Manifests = Mapping[int, Manifest]  # of a store's shards
 Arrays = tuple[npt.NDArray[Any], npt.NDArray[np.int64]]  # rows (N+1, *D), the last one zeros, and their times (N+1,)
@@ -129,7 +129,7 @@ def row_bytes(manifests: Manifests) -> int:
 
 
 def manifests_of(folder: Path) -> dict[int, Manifest]:
-    """The manifests of a store's shards, all of one recipe, weights and row shape."""
+    """The manifests of a store's shards, all of one recipe, weights and row shape, and no video in two of them."""
     found = {shard: read_manifest(folder, shard) for shard in shards(folder)}
     if not found:
         raise UserError("no features here", where=folder, expected="00000.json ...", fix="run framepool extract first")
@@ -138,9 +138,16 @@ def manifests_of(folder: Path) -> dict[int, Manifest]:
         for what in ("digest", "facts", "row_shape", "dtype"):
             expected, got = getattr(first, what), getattr(manifest, what)
             if expected != got:
-                fix = "shards of different recipes or weights do not mix: remove the odd ones and extract again"
+                fix = "shards of other recipes, weights or steps do not mix: remove the odd ones and extract again"
                 where = f"{folder}: shards {begin:05d} and {shard:05d} differ in {what}"
                 raise FramepoolError("mixed store", where=where, expected=expected, got=got, fix=fix)
+    shard_of: dict[str, int] = {}
+    for shard, manifest in found.items():
+        for video in manifest.ids:
+            if (other := shard_of.setdefault(video, shard)) != shard:
+                where = f"{folder}: shards {other:05d} and {shard:05d}"
+                fix = "one is left over from another list or shard_size: run framepool gather, or remove the folder"
+                raise FramepoolError("a video is in two shards", where=where, got=video, fix=fix)
     return found
 
 
@@ -149,7 +156,7 @@ def _check_memory(found: Iterable[Reading], processes: int) -> None:
     for reading in found:  # its rows, and the shards that are being read
         largest = max(manifest.rows for manifest in reading.manifests.values())
         needed += row_bytes(reading.manifests) * (reading.rows + _READERS * largest)
-    needed, available = processes * needed, psutil.virtual_memory().available
+    needed, available = processes * needed, available_bytes()
     if needed > available:
         fix = "stream them (framepool train --stream), or train on fewer modalities"
         got = f"{available} available"

@@ -84,9 +84,30 @@ Read = Callable[[int], Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]]
 def stream_shard(folder: Path, shard: int) -> tuple[Manifest, Read]:
     """A published shard that need not fit in memory: its manifest, and a function from a video's number in the shard to
     blocks of (time_us (n,), rows (n, *D)). Every byte is checked before. Raises `DamagedStore`, naming the file."""
-    manifest, path = read_manifest(folder, shard), shard_path(folder, shard)
+    manifest = read_manifest(folder, shard)
+    frames, times = _opened(shard_path(folder, shard), manifest)
+    starts, step = manifest.offsets, _block_rows(manifest)
+
+    def read(video: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
+        for at in range(int(starts[video]), int(starts[video + 1]), step):
+            part = slice(at, min(at + step, int(starts[video + 1])))
+            yield times[part], np.asarray(frames[part])
+
+    return manifest, read
+
+
+def _block_rows(manifest: Manifest) -> int:
+    """Rows that a streaming reader holds."""
+    row_bytes = max(1, int(np.prod(manifest.row_shape, dtype=np.int64)) * np.dtype(manifest.dtype).itemsize)
+    return max(1, BLOCK_BYTES // row_bytes)
+
+
+def _opened(path: Path, manifest: Manifest) -> tuple[Any, npt.NDArray[np.int64]]:
+    """The zarr array of a shard's rows, to read in parts, and their times. Every byte is checked before."""
     for name, (size, sha256) in manifest.files.items():
         _checked_file(path / name, size, sha256)
+    if not manifest.files:
+        raise DamagedStore("manifest lists no files", where=path, fix=REPAIR)
     try:
         root = zarr.open_group(LocalStore(path, read_only=True), mode="r", zarr_format=3)
         frames, offsets, time_us = (root[name] for name in ("frames", "offsets", "time_us"))
@@ -96,18 +117,13 @@ def stream_shard(folder: Path, shard: int) -> tuple[Manifest, Read]:
     expected = [(manifest.rows, *manifest.row_shape), (len(manifest.ids) + 1,), (manifest.rows,)]
     if shapes != expected:
         raise DamagedStore("wrong shape", where=path, expected=expected, got=shapes, fix=REPAIR)
-    starts, times = manifest.offsets, np.asarray(time_us[...])  # type: ignore[index]
-    if not np.array_equal(np.asarray(offsets[...]), starts):  # type: ignore[index]
+    try:
+        starts, times = (np.asarray(array[...]) for array in (offsets, time_us))  # type: ignore[index]
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise DamagedStore("shard does not decode", where=path, got=error, fix=REPAIR) from None
+    if not np.array_equal(starts, manifest.offsets):
         raise DamagedStore("offsets disagree with the manifest", where=path / "offsets", fix=REPAIR)
-    row_bytes = max(1, int(np.prod(manifest.row_shape, dtype=np.int64)) * np.dtype(manifest.dtype).itemsize)
-    step = max(1, BLOCK_BYTES // row_bytes)
-
-    def read(video: int) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[Any]]]:
-        for at in range(int(starts[video]), int(starts[video + 1]), step):
-            part = slice(at, min(at + step, int(starts[video + 1])))
-            yield times[part], np.asarray(frames[part])  # type: ignore[index]
-
-    return manifest, read
+    return frames, times
 
 
 def verify_shard(folder: Path, shard: int) -> Manifest:
@@ -145,8 +161,10 @@ def _publish(journal: Journal, folder: Path, manifest: Manifest) -> Manifest:
 
     path = journal.folder / "shard.zarr"
     manifest = write_shard(path, manifest, blocks, index["time_us"][keep])
-    shard = _read(path, manifest)
-    if not all(np.array_equal(a, b) for a, b in zip(blocks(1024), _split(shard.frames, 1024), strict=True)):
+    frames, times = _opened(path, manifest)
+    step = _block_rows(manifest)
+    same = all(np.array_equal(a, b) for a, b in zip(blocks(step), _split(frames, step), strict=True))
+    if not same or not np.array_equal(times, index["time_us"][keep]):
         raise DamagedStore("shard reads back differently from what was written", where=path, fix="check the disk")
     retire(folder, manifest.shard)
     publish_folder(path, shard_path(folder, manifest.shard))
@@ -166,7 +184,7 @@ def republish(folder: Path, wanted: tuple[Any, ...], shard: int) -> Manifest | N
         manifest = parse_manifest(path / "manifest.json")
         if manifest.identity() != wanted:
             return None
-        _read(path, manifest)
+        _opened(path, manifest)
     except FramepoolError:
         return None
     try:
@@ -308,5 +326,5 @@ def _checked(path: Path, size: int, sha256: str) -> bytes:
     return data
 
 
-def _split(array: npt.NDArray[Any], size: int) -> Iterator[npt.NDArray[Any]]:
-    return (array[start : start + size] for start in range(0, len(array), size))
+def _split(array: Any, size: int) -> Iterator[npt.NDArray[Any]]:
+    return (array[start : start + size] for start in range(0, array.shape[0], size))

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
-import psutil
 import torch
 from torch import Tensor
 
 from features.batches import Block, Features, Start
 from features.errors import FramepoolError
+from features.memory import available_bytes
 from features.rows import Manifests, Reading, TooLarge, counts_of, facts_of, manifests_of, row_bytes, wanted_places
 
 _SHARE: Final = 0.3  # of the free memory that a block takes; two are there at a time
@@ -88,7 +88,7 @@ class Stream:
                 got = f"{ids[int(missing[0])]} is not among them"
                 expected, fix = f"all {len(ids)} videos", "extract the shards that are missing"
                 raise FramepoolError("store lacks videos", where=stores[modality], expected=expected, got=got, fix=fix)
-        size = block_bytes or int(psutil.virtual_memory().available * _SHARE)
+        size = block_bytes or int(available_bytes() * _SHARE)
         room = None if block_bytes else size
         facts = {modality: facts_of(stores[modality], found) for modality, found in manifests.items()}
         return cls(tuple(ids), dict(stores), manifests, facts, shard, lengths, size, room)

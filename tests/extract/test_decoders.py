@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +25,8 @@ from extract.decoders import Decoders, End, Row
 from extract.samples import Job, samples
 from extract.sampling import rows
 from extract.samplings import Clips, Every, Fps, Segments, Uniform
+from extract.span import Span, SpanFile
+from features.errors import UserError
 from features.outcome import Outcome
 from tests.media import write_video
 
@@ -158,6 +164,83 @@ def test_a_decoder_that_hangs_costs_its_video(paths: dict[int, Path], monkeypatc
     assert found[20][1] == Outcome(outcome="timeout", reason="no frame for 0 s")
     del found[20], whole[20]
     assert found == whole
+
+
+class Slow(Span):
+    """A file that is slow to read whenever it is decoded, not when it is probed before."""
+
+    def stream(self) -> SpanFile:
+        OPENED.append(self)
+        return SpanFile(self) if len(OPENED) % 2 else SlowFile(self)
+
+
+class SlowFile(SpanFile):
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        time.sleep(0.2)
+        return super().readinto(buffer)
+
+
+OPENED: list[Slow] = []  # in a decoder process
+
+
+def test_the_limit_of_time_is_one_of_silence(paths: dict[int, Path], tmp_path: Path) -> None:
+    """A decoder that works for longer than that before there is a row is well."""
+    path = write_video(tmp_path / "a.mkv", frames=120, codec="ffv1")
+    short, long = (Slow(p, 0, p.stat().st_size, p.name) for p in (paths[10], path))
+    job = replace(JOB, sampling=Uniform(n=2), limits=Limits(timeout_s=2))
+    with Decoders([job], {}, 1) as decoders:
+        decoders.timeout_s = 60  # while the process starts
+        list(decoders.read([(1, short)]))
+        decoders.timeout_s = 2
+        start = time.monotonic()
+        *rows, end = decoders.read([(2, long)])
+    assert time.monotonic() - start > 3
+    assert len(rows) == 2 and isinstance(end, End) and end.outcome.outcome == "ok"
+
+
+def test_no_room_for_a_ring_is_said_before_decoding(paths: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not said, the first sample that finds no room ends the process by SIGBUS."""
+
+    def full(fileno: int, at: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    before = set(Path("/dev/shm").iterdir())
+    with pytest.raises(UserError, match=r"no room in shared memory: /dev/shm: expected .* MB for a decoder"):
+        Decoders([JOB], paths, 2).__enter__()
+    assert set(Path("/dev/shm").iterdir()) <= before
+
+
+def test_a_ring_is_there_from_the_start(paths: dict[int, Path]) -> None:
+    with Decoders([JOB], paths, 1) as decoders:
+        status = (Path("/dev/shm") / decoders._workers[0].ring.name).stat()
+        assert status.st_blocks * 512 >= status.st_size >= module.RING_BYTES // 2
+
+
+def test_a_decoder_that_waits_for_a_slot_ends_with_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PARENT_S", 0.01)
+    free = multiprocessing.get_context("spawn").Semaphore(0)
+    assert not module._acquired(free, os.getppid() + 1)
+    threading.Timer(0.05, free.release).start()
+    assert module._acquired(free, os.getppid())
+
+
+NO_DEVICE = pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a CUDA device")
+
+
+@NO_DEVICE
+def test_a_device_that_is_not_here_ends_the_job(paths: dict[int, Path]) -> None:
+    with (
+        pytest.raises(UserError, match=r"no cuda device that decodes: .*; set decoder: software"),
+        Decoders([replace(JOB, hardware="cuda")], paths, 1) as decoders,
+    ):
+        list(decoders)
+
+
+def test_a_decoder_with_a_device_has_no_limit_of_memory() -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    module._limit_memory([JOB, replace(JOB, hardware="cuda")])
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_a_message_that_is_cut_by_death_is_death(paths: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 from extract.config import Limits
 from extract.media import Decoded, MediaError, decode, probe
 from extract.scaler import Scaler
+from features.errors import UserError
 from features.outcome import Outcome
 from tests.hostile import jpeg, outcome_of, put, rewritten, sound, tracks, turned, write
 from tests.media import SHARED, needs_shared
@@ -367,8 +368,23 @@ def test_a_span_of_times_over_the_limit_is_too_large(tmp_path: Path) -> None:
     assert outcome_of(path) == Outcome(outcome="too_large", reason="60000 s long, limit 14400 s")
 
 
-def test_hardware_that_is_not_there_falls_back_to_software(clip: Path) -> None:
-    """Where there is a device, its pictures are the same."""
+DEVICE = Path("/dev/nvidiactl").exists()
+
+
+@pytest.mark.skipif(DEVICE, reason="this machine has a CUDA device")
+def test_hardware_that_is_not_there_is_said_of_what_it_would_decode(clip: Path, tmp_path: Path) -> None:
+    """A codec that no device knows needs none."""
+    with pytest.raises(UserError, match=r"no cuda device that decodes: .*; set decoder: software"):
+        next(decode(clip, Limits(), Decoded(), hardware="cuda"))
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(MediaError, match="not media"):
+        next(decode(tmp_path / "text.mp4", Limits(), Decoded(), hardware="cuda"))
+    path = write(tmp_path / "clip.mkv", "ffv1")
+    assert len(list(decode(path, Limits(), Decoded(), hardware="cuda"))) == 6
+
+
+@pytest.mark.skipif(not DEVICE, reason="no CUDA device here")
+def test_hardware_gives_the_same_pictures(clip: Path) -> None:
     soft = [frame.to_ndarray(format="gray") for _, _, frame in decode(clip, Limits(), Decoded())]
     found = Decoded()
     hard = [frame.to_ndarray(format="gray") for _, _, frame in decode(clip, Limits(), found, hardware="cuda")]

@@ -86,10 +86,11 @@ def expected(known: dict[str, Any]) -> tuple[Name, Name, Name]:
     elif "decode_error" in known or known["decoded_frames"] < known["header_frames"]:
         pictures = "partial"
     short = pictures in ("ok", "partial") and known["decoded_frames"] < CLIP
+    lost: Name = "undecodable" if pictures == "partial" else "too_short"
     heard = known.get("audio", {})
     seconds = heard["samples"] / heard["rate"] if heard.get("samples") else 0.0
     sound: Name = "no_audio" if seconds == 0 else "too_short" if seconds < WINDOW_S else "ok"
-    return pictures, "too_short" if short else pictures, sound
+    return pictures, lost if short else pictures, sound
 
 
 def manifest() -> dict[str, Any]:

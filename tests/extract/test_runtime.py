@@ -16,9 +16,9 @@ import numpy.typing as npt
 import psutil
 import pytest
 
-from extract.config import NetworkConfig, Rgb, Transform, Trunk
+from extract.config import NUMERICS, NetworkConfig, Rgb, Transform, Trunk
 from extract.convert import converter, prepare
-from extract.runtime import Engine, Model, engine, feature_shape
+from extract.runtime import Engine, Model, engine, feature_shape, steps
 from extract.samplings import Clips, Uniform
 from features.errors import UserError
 from features.recipe import file_sha256
@@ -187,6 +187,25 @@ def test_every_other_network_has_a_place_of_its_own(folder: Path, tmp_path: Path
     models.append(model(folder, runtime="torch"))
     assert len({m.key() for m in models}) == len(models)
     assert model(folder, precision="bf16").key() == model(folder).key()
+
+
+def test_changed_code_converts_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = model(folder).key()
+    monkeypatch.setitem(NUMERICS, "rgb", NUMERICS["rgb"] + 1)
+    assert model(folder).key() != before
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_what_the_steps_of_bf16_are_here(folder: Path, monkeypatch: pytest.MonkeyPatch, has: bool) -> None:
+    class Core:
+        def get_property(self, device: str, name: str) -> list[str]:
+            assert (device, name) == ("CPU", "OPTIMIZATION_CAPABILITIES")
+            return ["FP32", "INT8", *(["BF16"] if has else [])]
+
+    monkeypatch.setattr("extract.openvino_core.CORE", Core())
+    monkeypatch.setattr("extract.networks.bf16.has_bf16", lambda device: has)
+    for runtime in ("openvino", "torch"):
+        assert steps(model(folder, runtime=runtime, precision="bf16").config) == ("bf16" if has else "fp32")
 
 
 def test_weights_that_do_not_fit_are_the_users_to_mend(folder: Path, tmp_path: Path) -> None:

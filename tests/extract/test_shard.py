@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from extract.config import MapTransform, NetworkConfig, Pixels, Rgb, Transform, recipe
+from extract.config import Imported, MapTransform, NetworkConfig, Pixels, Rgb, Transform, recipe
 from extract.decoders import Decoders, End
 from extract.fingerprint import Item, fingerprint, list_digest
 from extract.lanes import PLACE, Batch, Writer
@@ -24,8 +24,9 @@ from extract.samples import Job, samples
 from extract.samplings import Uniform
 from extract.shard import Task, extract_shard
 from features.errors import FramepoolError
+from features.foreign import opened
 from features.journal import INDEX, Journal
-from features.outcome import Outcome
+from features.outcome import Name, Outcome
 from features.recipe import file_sha256
 from features.store import read_shard, verify_shard
 from tests.faults import world
@@ -116,6 +117,7 @@ def test_features_are_those_of_each_video_alone(folder: Path, extracted: Path) -
                 expected = network.trunk((pixels / 255 - mean) / std).numpy()
             assert np.linalg.norm(mine - expected) / np.linalg.norm(expected) < 5e-4
     facts = shard.manifest.facts
+    assert "steps" not in facts
     assert facts["weights_sha256"] == file_sha256(folder / "w.safetensors")
 
 
@@ -193,6 +195,18 @@ def test_the_error_of_a_reduced_precision_is_recorded(folder: Path, tmp_path: Pa
     assert error < 0.1 and (error > 0) == has_bf16(torch.device("cpu"))
 
 
+def test_steps_in_bf16_and_in_fp32_do_not_mix(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = task(folder, tmp_path)
+    assert isinstance(job.config, Rgb)
+    config = job.config.model_copy(update={"precision": "bf16"})
+    job = replace(job, config=config, recipe=recipe(config, "w"))
+    here = has_bf16(torch.device("cpu"))
+    assert extract_shard(job, workers=1).facts["steps"] == ("bf16" if here else "fp32")
+    monkeypatch.setattr("extract.networks.bf16.has_bf16", lambda device: not here)
+    with pytest.raises(FramepoolError, match=r"with steps of another precision: .*; bf16 is fp32 on a"):
+        extract_shard(replace(job, shard=1), workers=1)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 7e4])
 def test_the_writer_refuses_what_is_not_finite(tmp_path: Path, value: float) -> None:
     journal = Journal(tmp_path, {"row_shape": [3], "dtype": "float16"})
@@ -207,6 +221,29 @@ def test_the_writer_refuses_what_is_not_finite(tmp_path: Path, value: float) -> 
     reason = "non-finite feature at 0.040 s, from layer layer3 of resnet50"
     assert journal.outcomes[0] == Outcome(outcome="non_finite", reason=reason, decoded=9)
     assert journal.outcomes[1] == Outcome(outcome="ok", rows=1)
+
+
+@pytest.mark.parametrize(
+    ("value", "outcome", "reason"),
+    [
+        (np.nan, "non_finite", "a row that is not finite, for uint8"),
+        (300.0, "undecodable", "numbers from 1 to 300, uint8 holds 0 to 255"),
+        (-1.0, "undecodable", "numbers from -1 to 1, uint8 holds 0 to 255"),
+    ],
+)
+def test_imported_rows_that_bytes_cannot_hold(tmp_path: Path, value: float, outcome: Name, reason: str) -> None:
+    rows = np.ones((3, 2), np.float32)
+    np.save(tmp_path / "good.npy", rows)
+    rows[1, 1] = value
+    np.save(tmp_path / "bad.npy", rows)
+    items = (Item("bad", "bad.npy"), Item("good", "good.npy"))
+    made = Imported(kind="imported", path=tmp_path, dtype="uint8")
+    collection = opened(tmp_path, None, None, None, ["bad", "good"])
+    fields = {"config": made, "recipe": recipe(made), "items": items, "root": tmp_path, "collection": collection}
+    extract_shard(task(tmp_path, tmp_path / "store", None, **fields), workers=1)
+    shard = read_shard(tmp_path / "store", 0)
+    assert shard.manifest.outcomes == (Outcome(outcome=outcome, reason=reason), Outcome(outcome="ok", rows=3))
+    assert shard.frames.tolist() == [[1, 1]] * 3
 
 
 class _Alarm(BaseException):

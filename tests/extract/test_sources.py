@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,16 @@ def test_a_source_of_another_list_is_refused(folder: Path, alone: Path, tmp_path
     job = task(folder, "flow", tmp_path, alone / "tvl1")
     with pytest.raises(FramepoolError, match="source of other videos"):
         extract_shard(replace(job, items=(Item("w", "0.mp4"), *job.items[1:])), workers=1)
+
+
+def test_a_source_of_other_files_is_refused_where_the_files_are(folder: Path, alone: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "videos", tmp_path / "videos")
+    job = replace(task(folder, "rgb", tmp_path, alone / "pixels"), root=tmp_path / "videos")
+    write_video(tmp_path / "videos/2.mp4", frames=9, seed=7)
+    with pytest.raises(FramepoolError, match=r"source of other files: .*pixels: .*; videos were replaced since"):
+        extract_shard(job, workers=1)
+    shutil.rmtree(tmp_path / "videos")
+    assert extract_shard(job, workers=1).rows > 0
 
 
 @pytest.mark.slow

@@ -20,6 +20,9 @@ import pytest
 
 from extract.config import Limits
 from extract.media import Decoded, MediaError, decode, probe
+from extract.samples import Job, samples
+from extract.samplings import Clips, Every
+from features.outcome import Outcome
 from tests.hostile import alias, lists, outcome_of, put, repeated, resized, rewritten, write
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +105,23 @@ def test_f20_the_ratio_of_a_cut_file_is_known(tmp_path: Path) -> None:
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 6 // 10])
     outcome = outcome_of(tmp_path / "cut.mp4")
     assert 50 <= outcome.decoded <= 65 and outcome.promised == 100
+
+
+def test_f20_damage_that_leaves_too_little(whole: Path, tmp_path: Path) -> None:
+    """All packets are there and a few decode: clips are chosen again from those, and what needs more has failed."""
+    data, path = whole.read_bytes(), tmp_path / "hurt.mp4"
+    path.write_bytes(
+        data[: len(data) // 12] + bytes(data.index(b"moov") - len(data) // 12 - 4) + data[data.index(b"moov") - 4 :]
+    )
+    how = {"resize_px": 16, "crop_px": 16, "interpolation": "bilinear", "limits": Limits(), "frames": 16}
+    jobs = {0: Job(Clips(), **how), 1: Job(Every(kind="every"), **how)}
+    *rows, (_, clips), (_, stacks) = samples(path, jobs)
+    assert isinstance(clips, Outcome) and isinstance(stacks, Outcome)
+    assert 0 < clips.decoded < 16 and clips.promised == 100
+    assert len(rows) == 1 and (clips.outcome, clips.rows) == ("partial", 1)
+    assert stacks.outcome == "undecodable" and stacks.reason.startswith(f"{clips.decoded} of 100 frames decoded")
+    short = list(samples(write(tmp_path / "short.mp4", frames=9), {1: jobs[1]}))
+    assert [item.outcome for _, item in short if isinstance(item, Outcome)] == ["too_short"]
 
 
 def test_f20_names_that_ffmpeg_would_read_as_something_else(whole: Path, tmp_path: Path) -> None:

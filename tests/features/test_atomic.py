@@ -20,6 +20,7 @@ from features.atomic import (
     make_folder,
     publish_folder,
     remove,
+    scratch_folder,
     write_bytes,
     write_json,
     writing,
@@ -46,6 +47,13 @@ def test_json_is_readable_and_never_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"a": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text())["b"] == "é"
+
+
+def test_folders_whose_names_differ_behind_a_dot_are_made_apart(tmp_path: Path) -> None:
+    one, two = (scratch_folder(tmp_path / f"resnet50.a1_in1k-{n}") for n in "12")
+    (two / "file").write_text("left")
+    assert one != two and one.is_dir()
+    assert list(scratch_folder(tmp_path / "resnet50.a1_in1k-2").iterdir()) == []
 
 
 @pytest.mark.parametrize("operation", ["write", "fsync", "rename"])

@@ -19,6 +19,7 @@ from features.errors import DamagedStore, FramepoolError, UserError
 from features.manifest import Manifest, manifest_path
 from features.outcome import Outcome
 from features.store import shard_path, write_shard
+from features.stream import Stream
 
 LENGTHS = torch.tensor([0, 1, 4, 9, 25, 30])
 Arrays = Sequence[np.ndarray[Any, Any]]
@@ -163,6 +164,15 @@ def test_open_refuses_a_mixed_store(tmp_path: Path, changed: dict[str, Any]) -> 
     rgb = store(tmp_path / "rgb", {0: {"a": a}, 1: {"b": b}}, **changed)
     with pytest.raises(FramepoolError, match=f"mixed store: .*shards 00000 and 00001 differ in {next(iter(changed))}"):
         Features.open({"rgb": rgb}, ["a", "b"])
+
+
+def test_open_refuses_a_video_of_two_shards(tmp_path: Path) -> None:
+    """A shard that is left over from a longer list."""
+    a, b, old = arrays([2, 2, 3], 3)
+    rgb = store(tmp_path / "rgb", {0: {"a": a, "b": b}, 1: {"b": old}})
+    for open_ in (Features.open, Stream.open):
+        with pytest.raises(FramepoolError, match=r"a video is in two shards: .*rgb: shards 00000 and 00001: got b"):
+            open_({"rgb": rgb}, ["a"])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import features.store as store_module
 from features.errors import DamagedStore, FramepoolError
+from features.journal import Journal
 from features.manifest import FORMAT, Manifest, manifest_path, parse_manifest, read_manifest
 from features.outcome import Outcome
 from features.recipe import file_sha256
@@ -357,6 +358,25 @@ def test_publishing_replaces_the_shard_whole(folder: Path) -> None:
     made.make(folder, rows, list_digest="another list")
     np.testing.assert_array_equal(read_shard(folder, 0).frames, np.concatenate(rows))
     verify_shard(folder, 0)
+
+
+def test_publishing_holds_a_few_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written is read back and compared in blocks of so many bytes; what differs is not published."""
+    blocks: list[int] = []
+    block = Journal.block
+
+    def seen(self: Journal, start: int, stop: int) -> Any:
+        blocks.append(stop - start)
+        return block(self, start, stop) + (len(blocks) == 7)
+
+    monkeypatch.setattr(Journal, "block", seen)
+    monkeypatch.setattr(store_module, "_read", None)
+    monkeypatch.setattr(store_module, "BLOCK_BYTES", 64)
+    made.make(tmp_path / "one", made.videos([15, 0, 17]))
+    assert blocks == [32, 8, 8, 8, 8]
+    with pytest.raises(DamagedStore, match="shard reads back differently from what was written"):
+        made.make(tmp_path / "two", made.videos([15, 0, 17]))
+    assert not shard_path(tmp_path / "two", 0).exists()
 
 
 def test_two_recipes_live_side_by_side(tmp_path: Path) -> None:
