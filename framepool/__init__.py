@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from features.batches import Features
+    from features.videolist.base import Action
     from heads.base import Head
     from pipelines.live import Label
 
@@ -35,7 +36,8 @@ class Data:
     """The features of a dataset, with its labels and one of its splits.
 
     `labels` (V,) are class numbers, or (V,C) of 0 and 1 where videos have several; `train_videos` and `test_videos` are
-    numbers of videos.
+    numbers of videos. Where the list has them, `actions` are (label, start, end) in seconds of each video, and `groups`
+    what it shares with others.
     """
 
     dataset: str
@@ -46,6 +48,8 @@ class Data:
     train_videos: Sequence[int]
     test_videos: Sequence[int]
     classes: tuple[str, ...]
+    actions: Sequence[Sequence[Action]] | None = None
+    groups: Sequence[str] | None = None
 
     @property
     def videos(self) -> tuple[str, ...]:
@@ -210,7 +214,10 @@ def load(dataset: str, *modalities: str, split: str | None = None) -> Data:
         folders = {name: folder for name, folder in folders.items() if shards(folder)} or folders
     videos, train_videos, test_videos, labels = split_of(plan, split)
     features = Features.open(folders, [video.id for video in videos.videos])
-    return Data(dataset, split, features, folders, labels, train_videos, test_videos, tuple(videos.classes))
+    actions = None if videos.actions is None else [videos.actions.get(video.id, ()) for video in videos.videos]
+    groups = [video.group for video in videos.videos]
+    sides = train_videos, test_videos
+    return Data(dataset, split, features, folders, labels, *sides, tuple(videos.classes), actions, groups)
 
 
 def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, **options: Any) -> Run:
@@ -233,7 +240,9 @@ def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, *
     config = heads.HEADS[head][1].parse({"features": list(data.folders), **options}, where=f"head {head}")
     plan = plans.of(data.dataset)
     sides = [[data.videos[v] for v in side] for side in (data.train_videos, data.test_videos)]
-    named = digest([config.recipe(), numerics(config), data.features.stores, data.classes, data.labels.tolist(), sides])
+    timed = [data.actions] if getattr(getattr(config, "train", None), "clip_s", None) is not None else []
+    of_data = [data.features.stores, data.classes, data.labels.tolist(), sides, *timed]
+    named = digest([config.recipe(), numerics(config), *of_data])
     folder = folder or WORK / data.dataset / "notebook" / f"{head}-{named[:8]}" / f"seed{seed}"
     train_run(
         folder,
@@ -245,6 +254,8 @@ def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, *
         classes=data.classes,
         seed=seed,
         split=data.split,
+        actions=data.actions,
+        groups=data.groups,
         provenance={
             "dataset": data.dataset,
             "head": head,

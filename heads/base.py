@@ -63,6 +63,11 @@ class Head(nn.Module):
         self.register_buffer("codes", torch.from_numpy(codes))
         self.register_forward_hook(_decoded)
 
+    def of_classes(self, outputs: Tensor) -> Tensor:
+        """(...,K) of parts -> (...,C) by the codes of `decode`; the same without codes."""
+        codes: Tensor | None = getattr(self, "codes", None)
+        return outputs if codes is None else outputs.float() @ codes.T
+
     @property
     def stands_in(self) -> bool:
         """Whether there is a modality for which the head needs `keep_means`."""
@@ -130,8 +135,8 @@ def _complete(head: Head, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _decoded(head: Head, _: tuple[Any, ...], parts: Tensor) -> Tensor:
-    """(B,K) -> (B,C)."""
-    return parts.float() @ head.get_buffer("codes").T
+    """Of the head that is called, as in `_complete`."""
+    return head.of_classes(parts)
 
 
 def vector_sizes(kind: str, shapes: Shapes) -> dict[str, int]:

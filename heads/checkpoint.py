@@ -148,16 +148,20 @@ class Keeper:
             writing.result()
 
 
-def load_resume(folder: Path, digest: str, log: Callable[[str], None]) -> dict[str, Any] | None:
-    """The state of an interrupted training of the same recipe; None where there is none, or only a damaged one, which
-    `log` is told. Raises `FramepoolError` where one cannot be read: it may be whole, and another would take its place.
+def load_resume(folder: Path, run: Mapping[str, Any], log: Callable[[str], None]) -> dict[str, Any] | None:
+    """The state of an interrupted training of this `run`, as far as the state says whose it is; None where there is
+    none, or only one of another run or a damaged one, which `log` is told. Raises `FramepoolError` where one cannot be
+    read: it may be whole, and another would take its place.
     """
     path, damage = folder / RESUME, "its numbers are not all finite"
     try:
         with path.open("rb") as stream:
             state: dict[str, Any] = torch.load(stream, map_location="cpu", weights_only=True)
-        if state["digest"] != digest:
-            return None
+        for key, value in run.items():
+            if (got := state.get(key, value)) != value:
+                said = printable(f"{path}: {key} {got!r}, not {value!r}")
+                log(f"begins anew, the kept state is of another run: {said}")
+                return None
         if _finite([state["head"], state["optimizer"]["state"]]):
             return state
     except FileNotFoundError:

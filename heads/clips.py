@@ -36,7 +36,7 @@ def in_clips(head: Head, clips: Clips | None) -> Scores:
         if clips.of == "max":
             return logits.masked_fill(~known[..., None], -torch.inf).amax(dim=0)
         weights = known.float() / known.sum(dim=0)
-        return (logits.nan_to_num() * weights[..., None]).sum(dim=0)
+        return (torch.where(known[..., None], logits, 0) * weights[..., None]).sum(dim=0)
 
     return scores
 

@@ -110,7 +110,8 @@ class TrainConfig(Config):
     )
     hold_out: Annotated[float, Field(ge=0, le=0.5)] = Field(
         0.0,
-        description="share of each class's training videos to watch, not train on; 0: watch the training loss",
+        description="share of each class's training videos to watch, not train on, in whole groups where the list "
+        "knows them; 0: watch the training loss",
     )
     stop_at_peak: PositiveInt | None = Field(
         None,

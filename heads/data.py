@@ -8,7 +8,11 @@ Legend: V videos, B of a batch, C classes.
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Final
 
 import numpy as np
@@ -33,6 +37,7 @@ class Data:
     classes: tuple[str, ...]
     factors: tuple[str, ...] = ()
     actions: Actions | None = None  # when labels hold, where that is known
+    groups: Sequence[str | None] | None = None  # of each video; none is held out in part
 
     @property
     def multi_label(self) -> bool:
@@ -74,23 +79,39 @@ def mix(*numbers: int) -> int:
 
 
 def hold_out(data: Data, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """The training videos, and `share` of those of each class (of all, for several labels) held out of them."""
+    """The training videos, and `share` of those of each class (of all, for several labels) held out of them; of groups
+    whole ones, as long as they fit into it."""
     if not share:
         return data.train, data.train[:0]
     order = data.train[torch.randperm(len(data.train), generator=torch.Generator().manual_seed(mix(seed, 0, 2)))]
-    labels = torch.zeros(len(order), dtype=torch.long) if data.multi_label else data.labels[order]
-    held = torch.cat(
-        [group[: int(share * len(group))] for group in (order[labels == k] for k in range(int(labels.max()) + 1))]
-    )
-    if not len(held):
+    labels = [0] * len(order) if data.multi_label else data.labels[order].tolist()
+    groups: dict[str | int, list[int]] = {}  # places in `order`; a video of no known group is one of its own
+    for place, video in enumerate(order.tolist()):
+        groups.setdefault((None if data.groups is None else data.groups[video]) or video, []).append(place)
+    counts = [Counter(labels[place] for place in places) for places in groups.values()]
+    sizes, chosen = Counter(labels), list[int]()
+    left = Counter({label: int(share * size) for label, size in sizes.items()})
+    for places, own in zip(groups.values(), counts, strict=True):
+        if all(n <= left[label] for label, n in own.items()):
+            left.subtract(own)
+            chosen += places
+    if not chosen:
+        least = min(max(Fraction(n, sizes[label]) for label, n in own.items()) for own in counts)
         raise UserError(
             "hold_out takes no video of any class",
             where="train.hold_out",
-            expected=f"{1 / int(labels.bincount().max()):.2g} or more",
+            expected=f"{_rounded_up(least):g} or more",
             got=share,
             fix="hold out more, or watch the training loss by hold_out: 0",
         )
-    return data.train[~torch.isin(data.train, held)], data.train[torch.isin(data.train, held)]
+    held = torch.isin(data.train, order[chosen])
+    return data.train[~held], data.train[held]
+
+
+def _rounded_up(share: Fraction) -> float:
+    """To two digits."""
+    scale: int = 10 ** (1 + len(str(share.denominator // share.numerator)))
+    return math.ceil(share * scale) / scale
 
 
 def balanced_weights(data: Data, videos: Tensor) -> Tensor:

@@ -164,14 +164,16 @@ class EndToEnd(Head):
         """(B,L,*S) -> (B,K)."""
         modality = self.encoder.modality
         clips, there = self._clips(features[modality], masks[modality])
-        pairs = clips.flatten(0, 1), there.flatten(0, 1)
-        if self.training or torch.compiler.is_compiling():
+        pairs, whole = (clips.flatten(0, 1), there.flatten(0, 1)), there.any(dim=2)  # (B,S)
+        if torch.compiler.is_compiling():
             scores = self._scores(*pairs)
+        elif self.training:
+            scores = self._scores_of(whole.flatten(), *pairs)
         else:
             at_once = max(1, _FRAMES_A_STEP // clips.shape[2])
             steps = zip(*(torch.split(part, at_once) for part in pairs), strict=True)
             scores = torch.cat([self._scores(*step) for step in steps])
-        scores, whole = scores.reshape(*clips.shape[:2], -1), there.any(dim=2)  # (B,S,K), (B,S)
+        scores = scores.reshape(*clips.shape[:2], -1)  # (B,S,K)
         if self.encoder.config.of == "logits":
             return masked_mean(scores, whole)
         return masked_mean(scores.softmax(dim=2), whole).clamp_min(_TINY).log()
@@ -188,6 +190,16 @@ class EndToEnd(Head):
         clips = rows.shape[1] // frames  # shapes, not lengths and -1: an exported graph has them free
         split = rows.reshape(rows.shape[0], clips, frames, *rows.shape[2:])
         return split, mask.reshape(mask.shape[0], clips, frames)
+
+    def _scores_of(self, whole: Tensor, clips: Tensor, there: Tensor) -> Tensor:
+        """(R,), (R,T,H,W,C), (R,T) -> (R,K): those that are not `whole` never reach the head, nor its batch norms."""
+        nothing = torch.zeros(len(whole), self.head.num_classes, device=clips.device)
+        scores = self.head.of_classes(nothing).float()
+        if not bool(whole.any()):
+            whole = torch.full_like(whole, waited_for(self))  # others wait for the call
+        if bool(whole.any()):
+            scores = scores.index_put((whole,), self._scores(clips[whole], there[whole]))
+        return scores
 
     def _scores(self, clips: Tensor, there: Tensor) -> Tensor:
         """(R,T,H,W,C), (R,T) -> (R,K)."""

@@ -13,13 +13,13 @@ take. The watched loss (plateau, early stop) is that of the held-out videos, or 
 out; never that of the test.
 Legend: V videos, B of a batch, C classes.
 
-    Loop(head, config, data, seed=0).run(folder, digest, log=print)
+    Loop(head, config, data, seed=0).run(folder, {"digest": digest, "seed": 0, "split": "1"}, log=print)
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from extract.networks.bf16 import autocast, has_bf16
-from features.batches import Batch, Block, Select, Start
+from features.batches import Batch, Block, Features, Picked, Select, Start
 from features.errors import UserError
 from features.stream import Stream
 from heads.base import Head
@@ -126,7 +126,7 @@ class Loop:
         if self.train.clip_s is not None and self.data.actions is None:
             fix = "leave train.clip_s away, or take a list with times, such as Charades'"
             raise UserError("labels without times", where=f"head {self.config.kind}: train.clip_s", fix=fix)
-        on_cpu = self.train.precision == "bf16" and self.device.type == "cpu"
+        on_cpu = self.precision == "bf16" and self.device.type == "cpu"
         if on_cpu and any(type(m) is nn.Conv3d for m in self.head.modules()):  # ours learn in fp32 there
             where = f"head {self.config.kind}: train.precision"
             fix = "set train.precision: fp32, or take a 3D network of framepool's"
@@ -135,13 +135,14 @@ class Loop:
         self.module = spread(self.head, self.device)
         self.optimizer = make_optimizer(self.train, self.head.named_parameters(), self.head.lr_factors())
 
-    def run(self, folder: Path, digest: str, log: Callable[[str], None]) -> None:
-        """Train to the end, from where an interrupted run was; leaves the head with its final weights."""
-        self._digest = digest
-        if self.train.precision == "bf16" and not has_bf16(self.device):
+    def run(self, folder: Path, run: Mapping[str, Any], log: Callable[[str], None]) -> None:
+        """Train to the end, from where the interrupted `run` was, which is known by what is said of it here and by the
+        precision of its steps; leaves the head with its final weights."""
+        self._run = {**run, "steps": self.precision}
+        if self.precision != self.train.precision:
             log("steps are in fp32: bf16 is slower on a processor without instructions for it")
         self._pace = Pace(epochs=self.train.epochs, videos=len(self.videos), log=log)
-        inside = self._resume(load_resume(folder, digest, log), log)
+        inside = self._resume(load_resume(folder, self._run, log), log)
         self.ranks.says(True)  # nobody writes before all have read
         with Keeper(folder) as self._keeper:
             while not self._finished():
@@ -154,6 +155,11 @@ class Loop:
                 log(self._line(seconds))
         if self.best is not None:
             self.head.load_state_dict(self.best)
+
+    @property
+    def precision(self) -> str:
+        """What steps are in on this device."""
+        return self.train.precision if has_bf16(self.device) else "fp32"
 
     @property
     def best_epoch(self) -> int:
@@ -173,7 +179,8 @@ class Loop:
         with seeded(self.seed, epoch, *own, device=self.device):
             loss, top1 = self._steps(torch.Generator().manual_seed(mix(self.seed, epoch, 1)), inside)
         held_out = self._test(self.held_out)["loss"] if len(self.held_out) else None
-        last = epoch + 1 == self.train.epochs
+        self.watched.append(loss if held_out is None else held_out)
+        last = epoch + 1 == self.train.epochs or _waited(self.train.early_stop, self.watched)
         test = self._test(self.data.test) if last or (epoch + 1) % self.train.test_every == 0 else {}
         score = self.data.primary
         row = {
@@ -184,7 +191,6 @@ class Loop:
             **({} if held_out is None else {"held_out_loss": held_out}),
         }
         self.history.append({**row, "test_loss": test.get("loss"), f"test_{score}": test.get(score)})
-        self.watched.append(loss if held_out is None else held_out)
         if self.train.early_stop and epochs_without_gain(self.watched) == 0:
             self.best = copy_of(self.head.state_dict())
 
@@ -249,10 +255,19 @@ class Loop:
         labels = self.data.labels[videos]
         if self.train.clip_s is not None and self.data.actions is not None:
             half_us = round(self.train.clip_s * 500_000)
-            spans = rows.spans_us(own, picked, self.config.align or next(iter(self.head.shapes)))
-            spans = spans + torch.tensor([-half_us, half_us])
+            spans = self._spans_us(rows, own, picked) + torch.tensor([-half_us, half_us])
             labels = self.data.actions.within(videos, spans, len(self.data.classes))
         return Step(videos, rows.take(own, picked, self.device), labels, len(part), empty)
+
+    def _spans_us(self, rows: Features, videos: Tensor, picked: Picked) -> Tensor:
+        """(B,2): when the first and the last row are that are `picked` of the reference, or of the first modality that
+        a video has rows of."""
+        first, *others = sorted(self.head.shapes, key=lambda m: m != self.config.align)
+        spans = rows.spans_us(videos, picked, first)
+        for modality in others:
+            none = spans[:, :1] > spans[:, 1:]
+            spans = torch.where(none, rows.spans_us(videos, picked, modality), spans)
+        return spans
 
     def _step(self, step: Step) -> tuple[float, int]:
         """The summed loss and the hits of this process's part."""
@@ -352,7 +367,7 @@ class Loop:
         kept = {k: getattr(self, k) for k in ("history", "watched", "best")}
         state = {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict(), **kept, "seconds": seconds}
         blocks = {"block_bytes": getattr(self.data.features, "block_bytes", None)}
-        self._keeper.keep({"digest": self._digest, **state, **blocks, "inside": inside})
+        self._keeper.keep({**self._run, **state, **blocks, "inside": inside})
 
     def _resume(self, state: dict[str, Any] | None, log: Callable[[str], None]) -> dict[str, Any] | None:
         """Take up a state; gives what lies inside of an epoch."""

@@ -41,6 +41,7 @@ class _Record(_Said):
     split: str = ""
     seed: int = 0
     digest: str = ""
+    steps: str = ""
     config: dict[str, Any] = {}
     classes: list[str] = []
     factors: list[str] = []

@@ -66,7 +66,7 @@ class Online(nn.Module):
         ring = torch.cat([state[0][:, 1:], self.embedded(frame, state[-1])], dim=1)
         there = torch.ones(ring.shape[:2], dtype=torch.bool, device=ring.device)
         if self.embeds:
-            logits = self.head.decoded(ring, there)  # type: ignore[operator]
+            logits = self.head.of_classes(self.head.decoded(ring, there))  # type: ignore[operator]
         else:
             logits = self.head({self.encoder.modality: ring}, {self.encoder.modality: there})
         return (logits, ring, frame) if self.compares else (logits, ring)

@@ -59,6 +59,7 @@ def train_run(
     provenance: Mapping[str, Any],
     factors: tuple[str, ...] = (),
     actions: Sequence[Sequence[tuple[int, float, float]]] | None = None,
+    groups: Sequence[str | None] | None = None,
     start: Path | None = None,
     teachers: Mapping[str, Path] | None = None,
     device: str | torch.device = "cpu",
@@ -68,10 +69,11 @@ def train_run(
     """Train the head of `config` in `folder` and return its metrics.
 
     `labels` stand beside `features.ids`: (V,) class numbers, or (V,C) of 0 and 1 where a video has several, and so do
-    `actions`: for each video (label, start, end) in seconds, where that is known. `train` and `test` are numbers of
-    videos. `provenance` goes into run.json as it is; its `digest` is the recipe of the run. Inside of an epoch the
-    state is kept every `checkpoint_s`. In a group of processes (`heads.parallel`) all call this, and the first writes.
-    `start` and `teachers` are the folders of the finished runs that `config` names.
+    `actions`: for each video (label, start, end) in seconds, where that is known; and `groups`, which `hold_out` takes
+    whole, "" or None where a video has none. `train` and `test` are numbers of videos. `provenance` goes into
+    run.json as it is; its `digest` is the recipe of the run. Inside of an epoch the state is kept every `checkpoint_s`.
+    In a group of processes (`heads.parallel`) all call this, and the first writes. `start` and `teachers` are the
+    folders of the finished runs that `config` names.
     """
     asked = {"digest": provenance["digest"], "seed": seed, "split": split}
     done = read_run(folder)
@@ -81,8 +83,7 @@ def train_run(
     if not own.first:
         log = _silent
     data = _data(features, labels, train, test, classes, factors, log, config.align)
-    if actions is not None:
-        data = replace(data, actions=Actions.of(actions))
+    data = replace(data, actions=None if actions is None else Actions.of(actions), groups=groups)
     if data.multi_label:
         _refuse_one_label(config)
     data = _on_device(data, device)
@@ -97,7 +98,7 @@ def train_run(
         head = _begun(config, start, features.shapes, classes).to(device)
     if head.stands_in:
         head.keep_means(data.features.means(data.train))
-    history, epochs, best_epoch, seconds = [], 0, 0, 0.0
+    history, epochs, best_epoch, seconds, steps = [], 0, 0, 0.0, ""
     if head.fitted:
         head.fit(_fit_batches(head, config, data, device))
     else:
@@ -105,9 +106,10 @@ def train_run(
         if teacher is not None:
             teacher.check(head)
         loop = _loop(head, config, data, seed, device, checkpoint_s, teacher)
-        loop.run(folder, provenance["digest"], log)
+        loop.run(folder, asked, log)
         data = loop.data  # with the blocks that it went through
         history, epochs, best_epoch, seconds = loop.history, len(loop.history), loop.best_epoch, loop.seconds
+        steps = loop.precision if loop.train.precision == "bf16" else ""
     predictions = predict(head, config, data, data.test, device)
     found = {**measure(predictions, data.classes, factors), "n_train": len(data.train)}
     if not own.first:
@@ -132,6 +134,7 @@ def train_run(
         "best_epoch": best_epoch,
         "seconds": round(seconds or time.perf_counter() - began, 3),
         **({"processes": own.count} if own.count > 1 else {}),
+        **({"steps": steps} if steps else {}),
     }
     write_json(folder / RUN, run)
     Disk.remove(folder / RESUME)
@@ -182,8 +185,10 @@ def _begun(
     config: BaseConfig, start: Path | None, shapes: Mapping[str, tuple[int, ...]], classes: Sequence[str]
 ) -> Head:
     """The head of `config`, fresh or with the weights of the finished run in `start`."""
-    if config.start is None or start is None:
+    if config.start is None:
         return heads.from_config(config, shapes, len(classes), classes=classes)
+    if start is None:
+        raise UserError("a start without a finished run", got=config.start.run, fix="give its folder to train_run")
     network = start / NETWORK
     begun = config.with_network(str(network)) if network.exists() else config
     head = heads.from_config(begun, shapes, len(classes), classes=classes)
@@ -288,11 +293,10 @@ def _trainable(
 
 def _on_device(data: Data, device: torch.device) -> Data:
     """Rows live on the GPU where they take less than half of its free memory; else every batch travels."""
-    if (
-        device.type != "cuda"
-        or not isinstance(data.features, Features)
-        or data.features.nbytes > torch.cuda.mem_get_info(device)[0] // 2
-    ):
+    if device.type != "cuda" or not isinstance(data.features, Features):
+        return data
+    torch.cuda.empty_cache()  # what torch holds of a training before is free, too
+    if data.features.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
         return data
     return Data(**{**data.__dict__, "features": data.features.to(device)})
 

@@ -136,6 +136,22 @@ def test_mistakes_are_said(here: Path) -> None:
         framepool.run("work")
 
 
+def test_a_list_with_times_trains_on_clips(here: Path) -> None:
+    data = framepool.load("demo", "rgb")
+    assert data.groups is not None and data.groups[0] == "g01" and data.actions is None
+    train = {"epochs": 1, "clip_s": 0.1}
+    with pytest.raises(UserError, match="labels without times"):
+        framepool.train(data, "average", train=train)
+    several = dataclasses.replace(data, labels=np.eye(2, dtype=np.int64)[data.labels])
+    runs = [
+        framepool.train(
+            dataclasses.replace(several, actions=[[(label, 0.0, 9.0)]] * len(data.videos)), "average", train=train
+        )
+        for label in (0, 1)
+    ]
+    assert runs[0].folder != runs[1].folder and runs[0].metrics["map"] is not None
+
+
 def test_importing_it_is_light() -> None:
     code = "import framepool, sys; print(*[m for m in ('torch', 'zarr', 'openvino', 'dask') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 import heads
-from features.batches import Features, even_rows
+from features.batches import Features, all_rows, even_rows
 from features.errors import UserError
 from heads.clip_labels import Actions
 from heads.clips import in_clips
 from heads.config import Clips
+from heads.data import Data
 from heads.kinds import AverageConfig
+from heads.loop import Loop
 from tests.heads.made import VECTORS
 from tests.heads.test_training import go
 
@@ -138,6 +140,29 @@ def test_scores_in_clips_are_those_of_each_clip_by_itself(of: Any, n: int) -> No
     assert scores.isfinite().all()
     if n == 1:
         torch.testing.assert_close(scores, head(*batch))
+
+
+def test_the_mean_does_not_hide_a_clip_that_is_no_number() -> None:
+    head = heads.build("average", {"rgb": (2,)}, 3, dropout=0).eval()
+    rows, mask = torch.ones(2, 4, 2), torch.tensor([[True] * 4, [True, False, False, False]])
+    rows[0, 3], rows[1, 1:] = torch.nan, torch.nan
+    scores = in_clips(head, Clips(n=2, of="mean"))({"rgb": rows}, {"rgb": mask})
+    assert scores[0].isnan().all() and scores[1].isfinite().all()
+
+
+def test_a_video_without_rows_of_the_first_modality_has_the_span_of_the_next() -> None:
+    arrays = {
+        "rgb": [np.ones((2, 3), np.float32), np.ones((0, 3), np.float32)],
+        "flow": [np.ones((9, 2), np.float32)] * 2,
+    }
+    features, config = Features.of(["a", "b"], arrays), AverageConfig(features=("rgb", "flow"), train={"clip_s": 1.0})
+    actions = Actions.of([[(0, 0.0, 1.0), (1, 8.0, 9.0)]] * 2)
+    both, labels = torch.arange(2), torch.ones(2, 2, dtype=torch.bool)
+    data = Data(features=features, labels=labels, train=both, test=both, classes=("a", "b"), actions=actions)
+    head = heads.from_config(config, features.shapes, 2)
+    loop = Loop(head=head, config=config, train=config.train, data=data, seed=0, device=torch.device("cpu"))
+    step = loop._taken((features, both, both), both, dict.fromkeys(arrays, all_rows))
+    assert step.labels.tolist() == [[True, False], [True, True]]
 
 
 def test_without_clips_the_head_itself_speaks() -> None:

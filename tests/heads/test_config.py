@@ -133,6 +133,16 @@ def test_heavy_dropout_of_a_cluster_is_of_another_code() -> None:
     assert found == [NUMERICS["attention_cluster"] + heavy for heavy in (0, 1, 1)]
 
 
+def test_what_clips_and_groups_have_changed_is_of_another_code() -> None:
+    vtn, average = {"kind": "vtn", "features": ["pixels"]}, {"kind": "average", "features": ["rgb", "flow"]}
+    for changed, same in (
+        ({**vtn, "encoder": NET, "sample": {"train": 2}}, {**vtn, "encoder": NET}),
+        ({**average, "train": {"clip_s": 1.0}}, {**average, "train": {"clip_s": 1.0}, "align": "rgb"}),
+        ({**average, "train": {"hold_out": 0.1}}, average),
+    ):
+        assert [numerics(parse(**head)) - NUMERICS[head["kind"]] for head in (changed, same)] == [1, 0]  # type: ignore[index]
+
+
 @pytest.mark.parametrize(
     ("head", "message"),
     [

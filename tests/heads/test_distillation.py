@@ -121,6 +121,11 @@ def test_fine_tuning_begins_with_a_runs_weights(two_streams: dict[str, Path], tm
             torch.testing.assert_close(value, old[key], rtol=0, atol=1e-7)
 
 
+def test_a_start_needs_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="a start without a finished run: got rgb; give its folder to train_run"):
+        trained(tmp_path, start())
+
+
 def test_other_classes_have_a_fresh_classifier(two_streams: dict[str, Path], tmp_path: Path) -> None:
     train = {**SHORT, "lr": 1e-9}
     names = ["left", "still", "right", "up"]

@@ -109,6 +109,21 @@ def test_frames_that_are_not_there_stay_out_of_the_batch_norms() -> None:
     assert torch.equal(means[0], means[1])
 
 
+@pytest.mark.parametrize("kind", ["ts_lstm", "temporal_inception", "nextvlad"])
+def test_clips_that_are_not_there_stay_out_of_the_heads_batch_norms(kind: str) -> None:
+    """Three clips are two of a video and one of another, or three videos."""
+    more = {"nextvlad": {"groups": 4, "dropout": 0}, "temporal_inception": {"dropout": 0}}.get(kind, {})
+    clips, mask = rows((4, 32, 32, 3), 2, 2), whole(2, 2)
+    mask["clips"][1, 1] = False
+    head, other = (make(kind=kind, codes="+", classes=("none", "a", "b"), **more).train() for _ in range(2))
+    nothing = head({"clips": clips}, {"clips": torch.zeros(2, 2, dtype=torch.bool)})
+    assert nothing.tolist() == torch.zeros(2, 3).tolist()
+    found = head({"clips": clips}, mask)
+    each = other({"clips": clips.flatten(0, 1)[:3, None]}, whole(3, 1))
+    torch.testing.assert_close(found, torch.stack([each[:2].mean(dim=0), each[2]]))
+    assert all(torch.equal(a, b) for a, b in zip(head.buffers(), other.buffers(), strict=True))
+
+
 def test_frozen_batch_norms_keep_their_statistics_and_learn_their_factors() -> None:
     head = make(network={"frozen_bn": True}).train()
     norms = [m for m in head.modules() if isinstance(m, nn.BatchNorm2d)]

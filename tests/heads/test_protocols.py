@@ -58,6 +58,24 @@ def test_a_processor_without_bf16_takes_fp32_and_says_so(tmp_path: Path, monkeyp
     assert bytes_of(tmp_path / "bf16") == bytes_of(tmp_path / "fp32")
     assert [line for line in said["bf16"] if "steps are in fp32: bf16 is slower" in line]
     assert not [line for line in said["fp32"] if "bf16" in line]
+    records = {precision: json.loads((tmp_path / precision / "run.json").read_text()) for precision in said}
+    assert records["bf16"]["steps"] == "fp32" and "steps" not in records["fp32"]
+
+
+def test_steps_of_two_precisions_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed where the processor has bf16, and begun again where it has not."""
+    config = AverageConfig(features=("rgb",), train={"epochs": 2, "precision": "bf16"})  # type: ignore[arg-type]
+    lines: list[str] = []
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("heads.loop.has_bf16", lambda device: True)
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path, config, log=stop)
+    monkeypatch.setattr("heads.loop.has_bf16", lambda device: False)
+    go(tmp_path, config, log=lines.append)
+    assert lines[1].endswith("last.pt: steps 'bf16', not 'fp32'") and lines[2].startswith("epoch 1/2")
 
 
 def test_bf16_on_a_cpu_takes_avx_512() -> None:

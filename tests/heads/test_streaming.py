@@ -20,6 +20,11 @@ CASES: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "vtn-windows": ("vtn", (32, 32, 3), {"dim": 16, "heads": 2, "blocks": 1, "profile": "code", "encoder_frames": 4}),
     "vtn-short": ("vtn", (4, 32, 32, 3), {"dim": 16, "heads": 2, "blocks": 1, "length": 3}),
     "vtn-rgbdiff": ("vtn", (4, 32, 32, 3), {"dim": 16, "heads": 2, "blocks": 1, "reads": "rgbdiff"}),
+    "vtn-codes": (
+        "vtn",
+        (4, 32, 32, 3),
+        {"dim": 16, "heads": 2, "blocks": 1, "codes": "+", "classes": ("none", "a", "b", "a+b", "c")},
+    ),
     "stacked_lstm": ("stacked_lstm", (4, 32, 32, 3), {"hidden": 9}),
 }
 ALL = pytest.mark.parametrize("case", CASES)

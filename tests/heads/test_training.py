@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from heads.checkpoint import Keeper, load_head, load_resume, save_head, save_res
 from heads.config import BaseConfig, Sample
 from heads.data import Data, balanced_weights, hold_out
 from heads.kinds import AttentionClusterConfig, AverageConfig, RidgeConfig
-from heads.training import evaluate_run, train_run
+from heads.training import _on_device, evaluate_run, train_run
 from tests.heads.made import CLASSES, problem
 
 BYTES = ("weights.safetensors", "metrics.json", "history.csv", "predictions.npz", "predictions.csv")
@@ -136,7 +137,7 @@ def test_resumed_after_any_epoch_ends_in_the_same_bytes(
 
         with pytest.raises(KeyboardInterrupt):
             go(tmp_path / f"at{epoch}", config, log=stop)
-        kept = load_resume(tmp_path / f"at{epoch}", "d" * 64, lines.append)
+        kept = load_resume(tmp_path / f"at{epoch}", {"digest": "d" * 64}, lines.append)
         assert kept is not None and kept["seconds"] > 0, "those of the first epoch are counted"
         lines.clear()
         go(tmp_path / f"at{epoch}", config, log=lines.append)
@@ -208,6 +209,20 @@ def test_a_finished_run_is_not_trained_again_but_a_changed_recipe_is(tmp_path: P
     assert len(lines) == 6
 
 
+def test_the_state_of_another_run_is_not_taken_up(tmp_path: Path) -> None:
+    go(tmp_path / "whole", seed=1)
+    lines: list[str] = []
+
+    def stop(line: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "killed", log=stop)
+    go(tmp_path / "killed", seed=1, log=lines.append)
+    assert re.match(r"begins anew, the kept state is of another run: .*killed/last.pt: seed 0, not 1$", lines[0])
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+
+
 def test_a_damaged_resume_state_starts_anew(tmp_path: Path) -> None:
     go(tmp_path / "whole")
     (tmp_path / "killed").mkdir()
@@ -233,13 +248,13 @@ def test_a_resume_state_that_is_not_finite_is_damaged(tmp_path: Path) -> None:
         tmp_path, {"digest": "d", "head": {"w": torch.ones(2)}, "optimizer": {"state": {0: {"v": torch.ones(2)}}}}
     )
     lines: list[str] = []
-    assert load_resume(tmp_path, "d", lines.append) is not None
+    assert load_resume(tmp_path, {"digest": "d"}, lines.append) is not None
     for state in (
         {"head": {"w": torch.tensor([1, torch.nan])}, "optimizer": {"state": {}}},
         {"head": {"w": torch.ones(2)}, "optimizer": {"state": {0: {"v": torch.tensor([torch.inf])}}}},
     ):
         save_resume(tmp_path, {"digest": "d", **state})
-        assert load_resume(tmp_path, "d", lines.append) is None
+        assert load_resume(tmp_path, {"digest": "d"}, lines.append) is None
         assert lines.pop().endswith("last.pt: its numbers are not all finite")
 
 
@@ -251,6 +266,7 @@ def test_early_stop_keeps_the_best_epochs_weights(tmp_path: Path) -> None:
         "optimizer": "sgd",
         "hold_out": 0.25,
         "early_stop": 3,
+        "test_every": 50,
         "clip": None,
         "balanced": False,
     }
@@ -261,6 +277,7 @@ def test_early_stop_keeps_the_best_epochs_weights(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "history.csv").open()))
     watched = [float(row["held_out_loss"]) for row in rows]
     assert watched.index(min(watched)) + 1 == run["best_epoch"]
+    assert [bool(row["test_top1"]) for row in rows] == [False] * (len(rows) - 1) + [True]
 
 
 def test_nan_stops_naming_the_video(tmp_path: Path) -> None:
@@ -453,7 +470,7 @@ def test_a_large_state_is_kept_as_it_was_while_training_goes_on(
         weights.zero_()  # the next step
         assert not (tmp_path / "last.pt").exists()
         go_on.set()
-    kept = load_resume(tmp_path, "d", print)
+    kept = load_resume(tmp_path, {"digest": "d"}, print)
     assert kept is not None and kept["betas"] == (0.9, 0.99)
     assert torch.equal(kept["head"]["w"], torch.ones(2)) and torch.equal(
         kept["optimizer"]["state"][0][0], torch.ones(2)
@@ -491,6 +508,38 @@ def test_hold_out_takes_its_share_of_each_class() -> None:
     assert not torch.equal(held, hold_out(data, 0.2, seed=1)[1])
     with pytest.raises(UserError, match=r"hold_out takes no video of any class: .* expected 0\.05 or more, got 0\.04"):
         hold_out(data, 0.04, seed=0)
+    thirds = data_of([0, 1, 2] * 3)
+    with pytest.raises(UserError, match=r"expected 0\.34 or more, got 0\.33"):
+        hold_out(thirds, 0.33, seed=0)
+    assert len(hold_out(thirds, 0.34, seed=0)[1]) == 3
+
+
+def test_hold_out_takes_whole_groups(tmp_path: Path) -> None:
+    labels = [0] * 20 + [1] * 10
+    groups = [f"g{k % 4}" for k in range(12)] + [""] * 8 + ["g0", "wide", "wide", "wide", *[None] * 6]
+    data, seen = data_of(labels), set()
+    for seed in range(20):
+        train, held = hold_out(replace(data, groups=groups), 0.2, seed=seed)
+        sides = [{groups[k] for k in side.tolist()} - {"", None} for side in (train, held)]
+        assert not sides[0] & sides[1] and len(train) + len(held) == 30
+        counts = data.labels[held].bincount(minlength=2).tolist()
+        assert counts[0] <= 4 and counts[1] <= 2, "and never more than the share of a class"
+        seen |= sides[1]
+    assert seen == {"g0", "g1", "g2", "g3"}, "three of ten are too many"
+    alone = hold_out(replace(data, groups=[""] * 30), 0.2, seed=0)
+    assert torch.equal(alone[1], hold_out(data, 0.2, seed=0)[1])
+    train = {"epochs": 1, "hold_out": 0.2}
+    with pytest.raises(UserError, match=r"hold_out takes no video of any class: .* expected 1 or more, got 0\.2"):
+        go(tmp_path, AverageConfig(features=("rgb",), train=train), groups=["one"] * 60)
+
+
+def test_memory_that_torch_holds_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, free = data_of([0, 1]), [0]
+    moved = data.features.only(("rgb",))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(1 << 20))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[-1], 1 << 30))
+    monkeypatch.setattr(Features, "to", lambda self, device: moved)
+    assert _on_device(data, torch.device("cuda")).features is moved
 
 
 def test_fit_sees_every_head_through_the_same_door() -> None:
@@ -514,5 +563,5 @@ def test_a_full_disk_keeps_the_state_of_before(tmp_path: Path, monkeypatch: pyte
         FramepoolError, match=r"cannot write: .*last.pt: got No space left on device .*; free some space"
     ):
         save_resume(tmp_path, {**rest, "head": {"w": torch.zeros(1 << 19)}})
-    state = load_resume(tmp_path, "d", print)
+    state = load_resume(tmp_path, {"digest": "d"}, print)
     assert state is not None and torch.equal(state["head"]["w"], torch.ones(9))
