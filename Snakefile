@@ -21,7 +21,12 @@ shell.prefix(
 
 # A bad config or a missing annotation file is one line here, before anything is planned.
 try:
-    plan.requested(sys.argv[1:])
+    asked = plan.requested(sys.argv[1:])
+    if workflow.is_main_process and any(here.config.disk_gb for here in asked):
+        from pipelines.sizes import check_budget
+
+        for here in asked:
+            check_budget(here)
 except FramepoolError as error:
     sys.exit(f"framepool: {error}")
 if workflow.is_main_process:

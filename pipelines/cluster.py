@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -37,6 +37,7 @@ from features.outcome import Outcome
 from features.recipe import digest
 from features.store import partial_path
 from pipelines import plan as plans
+from pipelines.config import config_path
 from pipelines.plan import Store
 from pipelines.scoring.machine import BLOCK, Done, Machine, Options
 from pipelines.waves import AGAIN, in_waves
@@ -189,11 +190,29 @@ def _extract(
     from pipelines.commands.stage_one import extracted
 
     with _ONE_TASK:
-        elsewhere = Path.cwd() != folder
-        os.chdir(folder)
-        if elsewhere or plans.of(dataset).token != token:  # of a list as this process read it once
+        if Path.cwd() != folder:
+            os.chdir(folder)
             plans.of.cache_clear()
-        return extracted([plans.of(dataset).store(name, split) for name in extractors], shard, threads)
+        return extracted(_asked(dataset, token, extractors, split), shard, threads)
+
+
+def _asked(dataset: str, token: str, extractors: Sequence[str], split: str | None) -> list[Store]:
+    """The stores as they are where the command runs, though this process may have read their config long before."""
+    for read_again in (False, True):
+        if read_again:
+            plans.of.cache_clear()
+        with nullcontext() if read_again else suppress(UserError):
+            stores = [plans.of(dataset).store(name, split) for name in extractors]
+            if _token(stores) == token:
+                return stores
+    fix = "give workers the files and the version of framepool that the command has"
+    raise UserError("a worker has another config, list, weights or code", where=config_path(dataset).resolve(), fix=fix)
+
+
+def _token(stores: Sequence[Store]) -> str:
+    """Changes when the list, the config, or a recipe of the stores does."""
+    plan = stores[0].plan
+    return digest([plan.token, plan.config.model_dump(mode="json"), [store.digest for store in stores]])
 
 
 def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], threads: int) -> Iterator[list[str]]:
@@ -201,7 +220,7 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
     plan = stores[0].plan
     split = next((store.split for store in stores if store.split), None)
     names = [store.extractor for store in stores]
-    token = plan.token
+    token = _token(stores)
     here = Path.cwd()
     _register(client, Work(f"framepool-{uuid4().hex}", here, None))
 

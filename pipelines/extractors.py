@@ -8,6 +8,7 @@ scored, streamed or exported with other features than the head was trained on. T
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ class Stages:
         found = self._stage(run, extractor, store["facts"], modality)
         if found != store["digest"]:
             raise _other(run, modality, store["digest"], found)
-        ours = self.found[found].lasting_facts
-        for key, theirs in store["facts"].items():
+        ours = _of_any_processor(self.found[found].lasting_facts)
+        for key, theirs in _of_any_processor(store["facts"]).items():
             if ours.get(key) != theirs:
                 where = f"{run.folder}: {modality}: {key}"
                 fix = f"its weights were replaced or trained again: {_AGAIN}"
@@ -108,6 +109,12 @@ def _by_config(run: Trained, modality: str) -> dict[str, Any]:
     if store.digest != (expected := run.record["stores"][modality]["digest"]):
         raise _other(run, modality, expected, store.digest)
     return described(store)
+
+
+def _of_any_processor(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Without whether steps were in bf16 or, for want of it, in fp32: a run may score on another machine than its own."""
+    found = {key: value for key, value in facts.items() if key != "steps"}
+    return {k: _of_any_processor(value) if isinstance(value, Mapping) else value for k, value in found.items()}
 
 
 def _weights(run: Trained, named: str | None, facts: dict[str, Any]) -> Path | str | None:

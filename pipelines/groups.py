@@ -8,7 +8,6 @@ they train. What is missing is looked up while the Snakefile is parsed; what is 
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 
@@ -26,6 +25,11 @@ class Group:
     def rule(self) -> str:
         """The rule's name; the same wherever the workflow is parsed."""
         return re.sub(r"\W", "_", f"train_{self.runs[0].plan.dataset}_{self.runs[0].split}")
+
+    @property
+    def tested(self) -> str:
+        """Changes when what its runs are tested on does."""
+        return self.runs[0].plan.tested(self.runs[0].split)
 
     @property
     def summaries(self) -> list[str]:
@@ -52,9 +56,7 @@ def groups(plan: Plan) -> list[Group]:
     found = []
     for split in plan.config.splits:
         missing = tuple(
-            run
-            for run in plan.runs()
-            if run.split == split and not run.trains and not run.live and not os.path.exists(run.summary)
+            run for run in plan.runs() if run.split == split and not run.trains and not run.live and not run.complete
         )
         if len(missing) > 1:
             found.append(Group(missing))

@@ -155,9 +155,13 @@ class Run:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """One where the head has no chance in it, or where its network is what an extractor wants of it."""
-        config = self.plan.config
-        return config.seeds if config.heads[self.head].chance and not self.trains else config.seeds[:1]
+        """Those of the config, or its first alone."""
+        return self.plan.config.seeds[:1] if self.single else self.plan.config.seeds
+
+    @property
+    def single(self) -> bool:
+        """Whether one seed is enough: there is no chance in the head, or its network is what is wanted of it."""
+        return self.trains or not self.plan.config.heads[self.head].chance
 
     @property
     def trains(self) -> bool:
@@ -184,8 +188,13 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether every seed is there. Snakemake takes the summary away where a job did not come to its end."""
+        """Whether every seed of the config is there."""
         return all((self.folder / f"seed{seed}" / "run.json").is_file() for seed in self.seeds)
+
+    @property
+    def complete(self) -> bool:
+        """Whether it is finished and its job came to an end: Snakemake takes the summary away where it did not."""
+        return Path(self.summary).is_file() and self.finished
 
     @property
     def stores(self) -> dict[str, Store]:
@@ -217,8 +226,8 @@ class Run:
         return [*self.members.values(), *self.teachers.values(), *first]
 
     def seed_folder(self, seed: int) -> Path:
-        """Where the run of a seed is; of the only one where there is no other."""
-        return self.folder / f"seed{seed if seed in self.seeds else self.seeds[0]}"
+        """Where the run of a seed is; that of the only one where one is enough."""
+        return self.folder / f"seed{self.seeds[0] if self.single else seed}"
 
     @property
     def inputs(self) -> list[str]:

@@ -101,7 +101,17 @@ class Plan:
             raise UserError(
                 "unknown split", where=where, expected=expected, got=missing[0], fix=nearest(missing[0], found.splits)
             )
+        self._check_factors(found)
         return found if self.rendered or self.config.generated else videolist.resolve(found, self.root)
+
+    def _check_factors(self, found: VideoList) -> None:
+        factors, where = self.config.factors, f"{config_path(self.dataset)}: $.factors"
+        if factors and found.multi_label:
+            raise UserError("factors are parts of the one class that a video has", where=where, got="several classes")
+        for name in found.classes if factors else ():
+            if len(name.split("-")) != len(factors):
+                expected = "-".join(f"<{factor}>" for factor in factors)
+                raise UserError("class name does not fit the factors", where=where, expected=expected, got=name)
 
     @property
     def shard_count(self) -> int:
@@ -239,7 +249,7 @@ class Plan:
             "numerics": numerics(config),
             "stores": {m: self.store(m, split).digest for m in config.features},
             "classes": self.videos.classes,
-            "train": self._trained_on(split),
+            "train": self._side(split, "train"),
             "split": split,
         }
         if waits_for(config):
@@ -251,8 +261,11 @@ class Plan:
         given = getattr(config, part).weights if part else None
         if part and given is not None and not isinstance(given, RunWeights):
             value["weights"] = weights_digest(given, self._place("heads", head), part)
-        if getattr(getattr(config, "train", None), "clip_s", None) is not None:
+        train = getattr(config, "train", None)
+        if getattr(train, "clip_s", None) is not None:
             value["actions"] = digest(sorted((self.videos.actions or {}).items()))
+        if getattr(train, "hold_out", 0):
+            value["groups"] = digest([[v.id, v.group] for v in self.videos.videos])
         return Run(self, head, split, value)
 
     def start(self, head: HeadConfig, split: str) -> Run | None:
@@ -265,11 +278,21 @@ class Plan:
         other = of(start.dataset)
         return other.run(start.run, other.config.splits[0])
 
+    def tested(self, split: str) -> str:
+        """Changes when the test videos of a split or their labels do."""
+        return self._side(split, "test")
+
     @lru_cache  # noqa: B019
-    def _trained_on(self, split: str) -> str:
-        """Digest of the training videos and their labels."""
+    def _side(self, split: str, side: str) -> str:
+        """Digest of the training or test videos and their labels."""
         column = self.videos.splits.index(split)
-        return digest([[v.id, v.labels] for v in self.videos.videos if v.splits[column] == "train"])
+        return digest([[v.id, v.labels] for v in self.videos.videos if v.splits[column] == side])
+
+    @property
+    def page_token(self) -> str:
+        """Changes when what the config says of the results page alone does."""
+        said = {"title", "splits", "seeds", "factors", "sweeps", "comparisons"}
+        return digest(self.config.model_dump(mode="json", include=said))[:16]
 
     @cached_property
     def _stores(self) -> dict[str, Store]:
@@ -313,13 +336,16 @@ class Plan:
         return list({str(run.folder): run for run in runs if run.plan is not self}.values())
 
     def lost(self) -> list[str]:
-        """What is not there although results were made of it: the outputs of jobs that failed since."""
+        """What is to be made again and Snakemake would not miss: runs without a seed that the config has since, and,
+        beside results, the outputs of jobs that failed after these were made."""
+        short = [run.summary for run in self.runs() if os.path.exists(run.summary) and not run.complete]
         if not self.results.exists():
-            return []
+            return short
         made = [self.annotations[0]] if self.rendered else []
         for store in self.stores():
             made += [*([] if store.config.temporary else store.manifests), store.summary]
-        return [path for path in (*made, *(run.summary for run in self.runs())) if not os.path.exists(path)]
+        gone = [path for path in (*made, *(run.summary for run in self.runs())) if not os.path.exists(path)]
+        return [*gone, *short]
 
     def store_named(self, name: str) -> Store:
         """The store in the folder `name`."""

@@ -5,6 +5,7 @@ size = store_size(plan.of("ucf6").store("rgb")); print(size.text, size.bytes)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
@@ -19,9 +20,11 @@ from extract.runtime import Model, feature_shape
 from extract.samples import PATCH, job_of
 from extract.sampling import rows
 from extract.samplings import Segments, Spread, Uniform
+from features.errors import UserError
 from features.foreign import Collection, Unreadable
+from pipelines.config import config_path
 from pipelines.datasets import flash
-from pipelines.plan import Store
+from pipelines.plan import Plan, Store
 
 SAMPLE = 16  # videos whose headers are read where the rows depend on their length
 
@@ -46,6 +49,26 @@ def store_size(store: Store) -> Size:
     size = per_video * prod(shape) * dtype.itemsize * len(store.plan.videos.videos)
     kept = ", removed when it was read" if store.config.temporary else ""
     return Size(size, f"about {size / 1e6:,.1f} MB before compression ({per_video:.0f} rows a video, {row}){kept}")
+
+
+def check_budget(plan: Plan, sizes: Mapping[str, Size] | None = None) -> None:
+    """Raises `UserError` where all stores of `plan` together would take more than its `disk_gb`."""
+    budget = plan.config.disk_gb
+    if budget is None:
+        return
+    found = {store.name: store_size(store) for store in plan.all_stores()} if sizes is None else sizes
+    total = total_bytes(found)
+    if total > budget * 1e9:
+        largest = max(found, key=lambda name: found[name].bytes or 0)
+        where = f"{config_path(plan.dataset)}: $.disk_gb"
+        fix = f"set store: false or temporary: true for an extractor that only feeds others ({largest} is the largest)"
+        got = f"{total / 1e9:,.2f} GB"
+        raise UserError("stores would not fit", where=where, expected=f"{budget:g} GB", got=got, fix=fix)
+
+
+def total_bytes(sizes: Mapping[str, Size]) -> float:
+    """Of all stores whose size is known."""
+    return sum(size.bytes or 0 for size in sizes.values())
 
 
 def row_of(store: Store) -> tuple[tuple[int, ...], np.dtype[np.generic]]:

@@ -5,11 +5,11 @@ for shard, found in in_waves(client, lambda shard: (function, shard), iter(shard
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
+from uuid import uuid4
 
 from distributed import KilledWorker, as_completed
 
@@ -38,12 +38,13 @@ def in_waves(client: Any, call: Any, shards: Iterator[Any], name: Any) -> Iterat
     """(shard, what its task gave or the `KilledWorker`), a few tasks a worker at a time, so that a long list costs no
     memory. Raises `FramepoolError` where a task fails otherwise, or the scheduler is gone."""
     open_: dict[Any, Any] = {}
+    own = uuid4().hex  # a scheduler gives two tasks of one key the result of the first
     running: Any = as_completed(loop=client.loop, raise_errors=False)  # type: ignore[no-untyped-call]
 
     def send() -> None:
         workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
         while len(open_) < (1 + WAITING) * workers and (shard := next(shards, None)) is not None:
-            future = client.submit(_task, *call(shard), key=f"{name(shard)}-{os.getpid()}", pure=False)
+            future = client.submit(_task, *call(shard), key=f"{name(shard)}-{own}", pure=False)
             open_[future] = shard
             running.add(future)
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 from extract.config import Networked
 from features import videolist
-from features.atomic import make_folder, write_json
+from features.atomic import Lock, make_folder, write_json
 from features.errors import DamagedStore, FramepoolError, TooManyBad, UserError, printable
-from features.manifest import Manifest, manifest_path, read_manifest
+from features.manifest import Manifest, manifest_path, read_manifest, shards
 from features.outcome import FAILED, Outcome, counts
 from features.recipe import digest
 from pipelines import plan as plans
@@ -33,7 +33,7 @@ CACHE = plans.WORK / "cache"  # converted networks, shared by all datasets
 
 def index(args: Namespace) -> None:
     """Write the list to work/<dataset>/videos.csv, and print it in short."""
-    from pipelines.sizes import store_size
+    from pipelines.sizes import check_budget, store_size, total_bytes
 
     plan = plans.of(args.dataset)
     videos = plan.videos
@@ -52,16 +52,10 @@ def index(args: Namespace) -> None:
     sizes = {store.name: store_size(store) for store in plan.all_stores()}
     for name, size in sizes.items():
         print(f"  store {name}: {size.text}")
-    total = sum(size.bytes or 0 for size in sizes.values())
     budget = plan.config.disk_gb
     allowed = f", disk_gb: {budget:g}" if budget else ""
-    print(f"  all stores: about {total / 1e9:,.2f} GB before compression{allowed}")
-    if budget and total > budget * 1e9:
-        largest = max(sizes, key=lambda name: sizes[name].bytes or 0)
-        where = f"{config_path(args.dataset)}: $.disk_gb"
-        fix = f"set store: false or temporary: true for an extractor that only feeds others ({largest} is the largest)"
-        got = f"{total / 1e9:,.2f} GB"
-        raise UserError("stores would not fit", where=where, expected=f"{budget:g} GB", got=got, fix=fix)
+    print(f"  all stores: about {total_bytes(sizes) / 1e9:,.2f} GB before compression{allowed}")
+    check_budget(plan, sizes)
 
 
 def _check_network(where: str, head: HeadConfig) -> None:
@@ -102,6 +96,10 @@ def extract(args: Namespace) -> None:
         raise UserError("unknown shard", where=args.dataset, expected=f"0 to {plan.shard_count - 1}", got=args.shard)
     numbers = range(plan.shard_count) if args.shard is None else [args.shard]
     plan.check_videos(stores)
+    if args.shard is None and plan.config.disk_gb:
+        from pipelines.sizes import check_budget
+
+        check_budget(plan)  # of a shard the workflow has asked
     if args.scheduler is not None or args.workers is not None:
         from pipelines.cluster import connected, extract_on
 
@@ -124,11 +122,11 @@ def gather(args: Namespace) -> None:
 
 def verify(args: Namespace) -> None:
     """Every shard of every store of the config; with `--repair` extract again what is damaged or missing."""
-    from features.store import retire, verify_shard
+    from features.store import verify_shard
 
     plan = plans.of(args.dataset)
     damaged = 0
-    for store in plan.stores():
+    for store in sorted(plan.stores(), key=_depth):
         rows = 0
         for shard in range(plan.shard_count):
             try:
@@ -139,13 +137,34 @@ def verify(args: Namespace) -> None:
                 print(f"framepool: {error}", file=sys.stderr)
                 damaged += 1
                 if args.repair:
-                    retire(store.folder, shard)
-                    rows += _extract([store], shard, args.threads)[0].rows
+                    rows += _repaired(store, shard, args.threads).rows
         print(f"{store.name}: {plan.shard_count} shards, {rows} rows")
     if damaged and not args.repair:
         fix = f"run `framepool verify {args.dataset} --repair`"
         raise DamagedStore("shards damaged or missing", where=plan.work / "features", got=damaged, fix=fix)
     print(f"{args.dataset}: " + (f"{damaged} shards repaired" if damaged else "all shards match their manifests"))
+
+
+def _repaired(store: Store, shard: int, threads: int) -> Manifest:
+    """A shard made again, and what was removed that it reads for as long as that takes."""
+    from features.store import retire
+
+    removed = _removed(store, shard)
+    if removed:
+        _extract(removed, shard, threads)
+    retire(store.folder, shard)
+    manifest = _extract([store], shard, threads)[0]
+    for source in removed:
+        retire(source.folder, shard)
+    return manifest
+
+
+def _removed(store: Store, shard: int) -> list[Store]:
+    """The stores that a shard reads, itself or through others, and that have it no more; in the order of reading."""
+    source = store.source
+    if source is None or (source.config.store and manifest_path(source.folder, shard).is_file()):
+        return []
+    return [*_removed(source, shard), *([source] if source.config.store else [])]
 
 
 def in_words(outcomes: Iterable[Outcome]) -> str:
@@ -215,6 +234,7 @@ def _gather(store: Store) -> None:
     Raises `TooManyBad` where more than the config's share failed, `FramepoolError` where a shard is missing or the
     shards do not belong together.
     """
+    from features.store import retire
     from pipelines.report.stores import read_store
 
     plan = store.plan
@@ -240,6 +260,10 @@ def _gather(store: Store) -> None:
         expected = f"at most {plan.config.max_bad_share:.1%}"
         fix = "mend the files, or raise max_bad_share in the config"
         raise TooManyBad("too many videos failed", where=store.folder, expected=expected, got=f"{share:.1%}", fix=fix)
+    for shard in shards(store.folder):
+        if shard >= plan.shard_count:  # the list was longer, or shard_size smaller
+            with Lock(store.folder / f"{shard:05d}.lock"):
+                retire(store.folder, shard)
     summary = {
         "store": store.name,
         "digest": store.digest,

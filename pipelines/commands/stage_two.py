@@ -136,14 +136,13 @@ def _trained(
             split=run.split,
             factors=plan.config.factors,
             actions=None if videos.actions is None else [videos.actions.get(v.id, ()) for v in videos.videos],
+            groups=[v.group for v in videos.videos],
             device=args.device,
             provenance={
                 "dataset": plan.dataset,
                 "head": run.head,
                 "recipe": run.digest,
-                "digest": digest(
-                    [run.digest, {m: contents[m] for m in run.stores}, [videos.videos[v].id for v in test_set]]
-                ),
+                "digest": digest([run.digest, {m: contents[m] for m in run.stores}, plan.tested(run.split)]),
                 "stores": own.stores,
                 "streamed": streamed,
                 "extractors": {m: described(store) for m, store in run.stores.items()},
@@ -272,7 +271,7 @@ def assemble(args: Namespace) -> None:
 
     plan = plans.of(args.dataset)
     runs = plan.runs()
-    missing = [run for run in runs if not Path(run.summary).is_file()]
+    missing = [run for run in runs if not run.complete]
     if args.partial:
         runs = [run for run in runs if run.finished]
     elif missing:
@@ -292,7 +291,7 @@ def assemble(args: Namespace) -> None:
         compared=[(c, name, _folders(b), _folders(t)) for c, name, b, t in _compared(plan, args.partial)],
         thumbnails=thumbnails(plan.root, plan.generator),
     )
-    made = f"{len(runs)} of {len(runs) + len(missing)} heads" if args.partial and missing else f"{len(runs)} heads"
+    made = f"{len(runs)} of {len(plan.runs())} heads" if len(runs) < len(plan.runs()) else f"{len(runs)} heads"
     print(f"{(args.out or plan.results) / 'index.html'}: {made}")
 
 
@@ -304,7 +303,7 @@ def _compared(plan: Plan, partial: bool) -> Iterator[tuple[Comparison, str, list
     """The comparisons whose runs are finished: all of them, but for `partial` results."""
     for comparison, name, better, than in plan.compared():
         both = (*better, *than)
-        missing = next((run for run in both if not (run.finished if partial else Path(run.summary).is_file())), None)
+        missing = next((run for run in both if not (run.finished if partial else run.complete)), None)
         if missing is None:
             yield comparison, name, better, than
         elif not partial:

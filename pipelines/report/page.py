@@ -57,7 +57,7 @@ def assemble(
     `compared` has for each comparison the dataset and the folders of the finished runs on both sides.
     `plan_info` goes into run.json; its ``command`` and ``versions`` are shown on the page.
     """
-    heads = by_head(read_run(folder) for folder in runs)
+    heads = by_head(read_run(folder, factors) for folder in runs)
     found = [read_store(folder) for folder in stores]
     metrics = metric_names(heads, factors)
     filled = tables(sweeps or {}, heads)

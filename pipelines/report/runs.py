@@ -10,7 +10,7 @@ import csv
 import json
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -133,8 +133,9 @@ class Head:
         return {name: mean(share.get(name) for share in shares) for name in self.classes}
 
 
-def read_run(folder: Path) -> Run:
-    """A finished run. Raises `DamagedStore` where a file of it is missing or broken."""
+def read_run(folder: Path, factors: Sequence[str] = ()) -> Run:
+    """A finished run, with its shares of right `factors`, which the config may have named since. Raises `DamagedStore`
+    where a file of it is missing or broken."""
     record, measured = (_json(folder / name) for name in ("run.json", "metrics.json"))
     run = Run(folder=folder, record=record, metrics=measured, history=_history(folder / "history.csv"))
     needed = {"head", "kind", "split", "seed", "stores", "parameters", "seconds", "classes", "multi_label"}
@@ -142,6 +143,10 @@ def read_run(folder: Path) -> Run:
     if lacking or not isinstance(measured.get("per_class"), dict):
         got = f"no {min(lacking)}" if lacking else "no per_class in metrics.json"
         raise DamagedStore("run is not complete", where=folder, got=got, fix=FIX)
+    if factors and list(factors) != record.get("factors"):
+        found = read_predictions(folder)
+        right = metrics.single_label(found.logits, found.labels, record["classes"], factors)["factors"]
+        run = replace(run, metrics={**measured, "factors": right})
     return run
 
 

@@ -76,6 +76,14 @@ def videos_of(wildcards):
     return [here.videos_token] if run_of(wildcards).live else []
 
 
+def tested_of(wildcards):
+    return plan.of(wildcards.dataset).tested(run_of(wildcards).split)
+
+
+def page_token(wildcards):
+    return plan.of(wildcards.dataset).page_token
+
+
 def manifests_of(wildcards):
     return store_of(wildcards).manifests
 

@@ -17,6 +17,7 @@ rule train:
     params:
         arguments=trained,
         videos=videos_of,
+        tested=tested_of,
     shell:
         "framepool train {wildcards.dataset} {params.arguments}" " --threads {threads} > {log:q} 2>&1"
 
@@ -45,6 +46,7 @@ for here in mentioned(sys.argv[1:]):
             params:
                 arguments=trained,
                 videos=[],  # as `train` has it of heads that follow their stores
+                tested=group.tested,
             shell:
                 "framepool train {wildcards.dataset} {params.arguments}" " --threads {threads} > {log:q} 2>&1"
 
@@ -64,5 +66,6 @@ rule assemble:
         "work/{dataset}/logs/assemble.log",
     params:
         parts=parts_of,
+        page=page_token,
     shell:
         "framepool assemble {wildcards.dataset} --out {output:q} > {log:q} 2>&1"

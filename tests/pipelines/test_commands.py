@@ -226,6 +226,15 @@ def test_repair_extracts_the_damaged_shard_alone(here: Path, call: Call) -> None
     assert call("verify tiny").code == 0
 
 
+def test_shards_of_a_longer_list_are_taken_away(here: Path, call: Call) -> None:
+    world.write_config(here, {**world.CONFIG, "shard_size": 8})
+    assert call("extract tiny --extractor rgb --threads 2").code == 0
+    left = ["00000.json", "00000.zarr", "00001.json", "00001.zarr"]
+    assert sorted(p.name for p in world.store(here).glob("0*")) == left
+    said = call("features tiny").out
+    assert "2 of 2 shards, 36 rows" in said and "outcomes 9 ok" in said
+
+
 def test_a_missing_shard_is_damage_too(here: Path, call: Call) -> None:
     shutil.rmtree(world.store(here) / "00002.zarr")
     (world.store(here) / "00002.json").unlink()

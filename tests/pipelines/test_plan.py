@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -242,6 +243,44 @@ def test_what_is_lost_beside_results(tiny: Callable[..., Plan]) -> None:
     plan.results.mkdir(parents=True)
     (store,) = plan.stores()
     assert plan.lost() == [*store.manifests, store.summary, *(run.summary for run in plan.runs())]
+
+
+def test_what_was_trained_before_a_seed_was_asked_for_is_lost(tiny: Callable[..., Plan]) -> None:
+    config = {**world.CONFIG, "seeds": [0, 1]}
+    for run in tiny(config).runs():
+        run.folder.joinpath("seed0").mkdir(parents=True)
+        run.folder.joinpath("seed0", "run.json").touch()
+        Path(run.summary).touch()
+    assert tiny().lost() == []
+    plan = tiny(config)
+    assert plan.lost() == [plan.run("average", "1").summary]
+    assert not plan.run("average", "1").complete and plan.run("ridge", "1").complete
+
+
+def test_a_seed_that_is_not_the_config_s_has_its_own_folder(tiny: Callable[..., Plan]) -> None:
+    """But for a head without chance, of which there is one."""
+    average, ridge = (tiny().run(head, "1") for head in ("average", "ridge"))
+    assert average.seed_folder(11).name == "seed11" and ridge.seed_folder(11).name == "seed0"
+
+
+def test_labels_of_test_videos_are_in_what_a_run_is_judged_by(tiny: Callable[..., Plan], tmp_path: Path) -> None:
+    plans_ = []
+    for label in ("Jump", "Run"):
+        lines = ["path,label,split", "a.avi,Jump,train", "b.avi,Run,train", f"c.avi,{label},test", "d.avi,Run,test"]
+        (tmp_path / "mine.csv").write_text("\n".join(lines))
+        plans_.append(tiny({**world.CONFIG, "videos": {"format": "table", "root": "videos", "list": "mine.csv"}}))
+        assert plans_[-1].videos.classes == ("Jump", "Run")
+    one, other = plans_
+    assert one.tested("1") != other.tested("1")
+    assert [run.name for run in one.runs()] == [run.name for run in other.runs()]
+
+
+@pytest.mark.parametrize(
+    ("factors", "said"), [(["what", "where"], r"\$\.factors: expected <what>-<where>, got Jump"), (["what"], None)]
+)
+def test_factors_that_no_class_name_has(tiny: Callable[..., Plan], factors: list[str], said: str | None) -> None:
+    with pytest.raises(UserError, match=said) if said else nullcontext():
+        assert tiny({**world.CONFIG, "factors": factors}).videos
 
 
 def test_a_dataset_s_list_is_read_once(tiny: Callable[..., Plan], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from features.errors import DamagedStore, FramepoolError
 from features.manifest import Manifest
 from features.outcome import Outcome
 from features.videolist import Video, VideoList
+from heads.results import read_predictions
 from pipelines.report import assemble, figures
 from pipelines.report.page import cell
 from pipelines.report.runs import by_head, read_run
@@ -35,6 +36,7 @@ def make_run(
     rng = np.random.default_rng(seed)
     record = {
         "head": head, "kind": head, "split": split, "seed": seed, "digest": "d" * 64, "classes": list(classes),
+        "factors": list(FACTORS),
         "multi_label": False, "parameters": 123456, "seconds": 7.25, "epochs": epochs, "versions": {"torch": "2"},
         "stores": {"rgb": {"store": "rgb-0123abcd", "digest": "0" * 64, "facts": {}}},
     }  # fmt: skip
@@ -286,6 +288,15 @@ def test_several_labels(tmp_path: Path) -> None:
     assert rows_of(out / "leaderboard.csv")[0]["map"] == "0.25"
     assert sorted(p.stem for p in (out / "figures").glob("*")) == ["classes"]
     assert "mAP" in (out / "index.html").read_text()
+
+
+def test_factors_that_were_named_since_are_counted_from_the_scores(tmp_path: Path) -> None:
+    folder, renamed = make_run(tmp_path, "average", "1", 0, 0.6), ("number", "way", "noise")
+    assert read_run(folder, FACTORS).value("factors.digit") == 0.99  # as the training measured it
+    found = read_predictions(folder)
+    parts = np.array([name.split("-") for name in CLASSES])
+    right = (parts[found.logits.argmax(axis=1)] == parts[found.labels]).mean(axis=0)
+    assert [read_run(folder, renamed).value(f"factors.{name}") for name in renamed] == pytest.approx(right)
 
 
 def test_without_heads(tmp_path: Path) -> None:

@@ -100,6 +100,21 @@ def test_extraction_on_workers_gives_the_same_bytes(here: Path, call: Call) -> N
     assert {n: verify_shard(store(here), n).files for n in shards(store(here))} == before
 
 
+def test_a_worker_that_knows_an_older_config_reads_it_again(here: Path, call: Call) -> None:
+    before = store(here)
+    with ExitStack() as stack:
+        address = stack.enter_context(scheduler(here))
+        stack.enter_context(worker(address, "a"))
+        command = f"extract tiny --extractor rgb --threads 1 --scheduler {address}"
+        assert call(command)[0] == 0
+        config = here / "config/tiny.yaml"
+        config.write_text(config.read_text().replace("n: 4", "n: 5"))
+        code, said = call(command)
+    assert code == 0, said
+    (after,) = set(before.parent.glob("rgb-*")) - {before}
+    assert shards(after) == shards(before)
+
+
 @contextmanager
 def deadly(here: Path, names: str, code: str) -> Iterator[str]:
     """The address of a scheduler whose workers run `code` as they start."""

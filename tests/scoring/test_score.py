@@ -182,6 +182,9 @@ def test_a_run_needs_no_dataset_but_refuses_another_extractor(here: Path, call: 
     shutil.rmtree(here / "config")
     assert call(f"score {run} videos --out s.jsonl --threads 1")[0] == 0
     record = json.loads((run / "run.json").read_text())
+    record["stores"]["rgb"]["facts"]["steps"] = "bf16"  # of a processor that has it, or that has not
+    (run / "run.json").write_text(json.dumps(record))
+    assert call(f"score {run} videos --out u.jsonl --threads 1")[0] == 0
     record["extractors"]["rgb"]["config"]["sampling"]["n"] = 5
     (run / "run.json").write_text(json.dumps(record))
     code, said = call(f"score {run} videos --out t.jsonl --threads 1")

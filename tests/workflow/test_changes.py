@@ -43,6 +43,9 @@ NEW_STORE = {"extract": SHARDS, "gather": 1, "train_tiny_1": 1, "assemble": 1}
         ("extractors__rgb__batch", 2, NEW_STORE),
         ("extractors__rgb__runtime", "torch", NEW_STORE),
         ("extractors__rgb__limits", {"timeout_s": 7.0}, {}),
+        ("title", "Another", {"assemble": 1}),
+        ("factors", ["what"], {"assemble": 1}),
+        ("seeds", [0, 1], {"train": 1, "assemble": 1}),
         ("extractors__rgb__limits", {"max_frames": 1000}, NEW_STORE),
         ("extractors__more", {"kind": "pixels", "transform": {"resize": 32, "crop": 32}}, {"extract": 3, "gather": 1}),
     ],
@@ -113,6 +116,22 @@ def test_a_replaced_video_redoes_its_shard(copy: Path) -> None:
 def test_what_a_failed_job_lost_is_missed_beside_finished_results(copy: Path) -> None:
     (world.store(copy) / "00001.json").unlink()  # Snakemake removes the output of a failed job
     assert world.planned(copy) == {"extract": 1, "gather": 1, "train": 2, "assemble": 1}
+
+
+def test_other_test_videos_are_judged(copy: Path) -> None:
+    listed = copy / "lists" / "testlist01.txt"  # the other splits have the video still
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[1:]))
+    assert world.planned(copy) == {"index": 1, "train": 2, "assemble": 1}
+
+
+@pytest.mark.slow
+def test_more_seeds_train_what_is_missing(copy: Path) -> None:
+    (first,) = (copy / "work/tiny/runs").glob("average-*/seed0/run.json")
+    before = first.stat().st_mtime_ns
+    world.write_config(copy, changed(seeds=[0, 1]))
+    world.snakemake(copy)
+    assert first.stat().st_mtime_ns == before and (first.parents[1] / "seed1/run.json").is_file()
+    assert world.planned(copy) == {}
 
 
 def test_a_touched_video_ends_in_the_same_bytes(copy: Path) -> None:

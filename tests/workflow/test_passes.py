@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy as copies
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,6 @@ def test_rows_are_those_of_extractors_alone(shared: Path, tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_what_is_there_is_no_output_of_a_shared_job(shared: Path, tmp_path: Path) -> None:
     """Two stores lack a shard, one of them lacks another: each job makes what is missing and touches nothing else."""
-    import shutil
-
     folder = shutil.copytree(shared, tmp_path / "copy", symlinks=True)
     rgb, pixels = (world.store(folder, name) for name in ("rgb", "pixels"))
     before = world.contents(folder / "work/tiny/features")
@@ -133,3 +132,19 @@ def test_more_than_the_disk_may_hold(tmp_path: Path) -> None:
     world.write_config(folder, {**config(), "disk_gb": 0.0001})
     said = world.framepool(folder, "index", "tiny", code=2)
     assert "stores would not fit" in said and "tvl1-" in said and "expected 0.0001 GB" in said
+    for command in (
+        world.framepool(folder, "extract", "tiny", "--extractor", "rgb", code=2),
+        world.snakemake(folder, code=1),
+    ):
+        assert "stores would not fit" in command
+    assert not (folder / "work/tiny/features").exists()
+
+
+@pytest.mark.slow
+def test_a_shard_of_rows_that_are_gone_is_repaired(shared: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(shared, tmp_path / "copy", symlinks=True)
+    before = world.contents(world.store(folder, "flow"))
+    (world.store(folder, "flow") / "00001.json").write_text("{}")
+    world.framepool(folder, "verify", "tiny", "--repair")
+    assert world.contents(world.store(folder, "flow")) == before
+    assert not [p for p in world.store(folder, "tvl1").glob("0*") if p.suffix != ".lock"]
