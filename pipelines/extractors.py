@@ -112,7 +112,7 @@ def _by_config(run: Trained, modality: str) -> dict[str, Any]:
 
 
 def _of_any_processor(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Without whether steps were in bf16 or, for want of it, in fp32: a run may score on another machine than its own."""
+    """Without whether steps were in bf16 or, for want of it, in fp32: a run may score on another machine."""
     found = {key: value for key, value in facts.items() if key != "steps"}
     return {k: _of_any_processor(value) if isinstance(value, Mapping) else value for k, value in found.items()}
 
