@@ -13,6 +13,8 @@ shows one class, or part of a code, or none, and what it gives to one it takes f
 
     row      p_lc = exp(s_lc) / (1 + sum_j exp(s_lj))
 
+Such rows want ``codes`` where a class is a set of things: none of them shows a whole one.
+
 With ``counts: N`` the head learns weights w_1, ..., w_N for how many rows show a class that is there: one, two, ..., N
 or more. The sum is over every choice S of rows; where all w are 1 this is the logit above.
 
