@@ -14,11 +14,13 @@ from __future__ import annotations
 import ctypes
 import errno
 import gc
+import mmap
 import multiprocessing
 import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter, deque
@@ -28,9 +30,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
-from multiprocessing.shared_memory import SharedMemory
-from multiprocessing.synchronize import Semaphore
-from typing import Self
+from multiprocessing.reduction import DupFd
+from typing import Any, Self
 
 import numpy as np
 import psutil
@@ -46,7 +47,7 @@ TRIES = 2
 AHEAD = 2  # videos that a decoder is given at a time: it goes on while the consumer is still at the one before
 TOLD_TOGETHER = 8  # rows a message
 LIFE_S = 5.0  # between the signs of life of a decoder that has nothing to tell
-PARENT_S = 5.0  # between two looks at whether the parent is still there
+MOST_SLOTS = 1 << 14  # a pipe holds as many bytes
 
 
 @dataclass(frozen=True)
@@ -79,25 +80,29 @@ class _Worker:
 
     def __init__(self, jobs: Sequence[AnyJob], slots: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self.ring = _ring(slots * _slot_bytes(jobs))
+        self.ring = Ring(slots * _slot_bytes(jobs))
         self.places = _places(jobs, slots, self.ring)
-        self.free = context.Semaphore(slots)
+        done, self.done = context.Pipe(duplex=False)  # a byte for each sample that was read
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(
-            target=_decode_videos, args=(jobs, self.ring.name, slots, self.free, theirs, os.getpid()), daemon=True
+            target=_decode_videos, args=(jobs, self.ring, slots, done, theirs, os.getpid()), daemon=True
         )
         self.process.start()
+        done.close()
         theirs.close()
         self.videos: deque[int] = deque()  # what it was given and has not ended, in order
+
+    def free(self) -> None:
+        """A slot may be written again."""
+        with suppress(OSError):  # it is dead: reading its pipe will say so
+            os.write(self.done.fileno(), b"\0")
 
     def stop(self) -> None:
         """Kill the process and give its memory back."""
         self.process.kill()
         self.process.join()
         self.pipe.close()
-        del self.places
         self.ring.close()
-        self.ring.unlink()
 
 
 class Decoders:
@@ -116,7 +121,7 @@ class Decoders:
     ) -> None:
         self.jobs, self.paths, self.wanted = tuple(jobs), dict(sorted(paths.items())), wanted
         self.timeout_s = max(job.limits.timeout_s for job in jobs)
-        self._slots = max(2, RING_BYTES // max(1, workers) // _slot_bytes(jobs))
+        self._slots = min(max(2, RING_BYTES // max(1, workers) // _slot_bytes(jobs)), MOST_SLOTS)
         self._todo: Iterator[tuple[int, Media]] = iter(())
         self._given: deque[tuple[int, Media]] = deque()  # in the order of the list
         self._tries: dict[int, int] = {}
@@ -185,7 +190,7 @@ class Decoders:
                 if at[job] > given[job]:
                     given[job] += 1
                     yield Row(video, time_us, worker.places[job][slot], job, part)
-                worker.free.release()
+                worker.free()
             if duration_us is not None:
                 worker.videos.popleft()
                 self._feed(worker)
@@ -229,31 +234,52 @@ def _slot_bytes(jobs: Sequence[AnyJob]) -> int:
     return max(int(np.prod(job.shape)) * job.dtype.itemsize for job in jobs)
 
 
-def _ring(size: int) -> SharedMemory:
-    """Shared memory that is there: on a full /dev/shm the first touch of what is only promised is a bus error."""
-    ring = SharedMemory(create=True, size=size)
-    if sys.platform != "linux":
-        return ring
-    try:
-        with open(f"/dev/shm/{ring.name}", "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-    except OSError as error:
-        ring.close()
-        ring.unlink()
-        expected, got = f"{size / 1e6:.1f} MB for a decoder", error.strerror
-        fix = "give it more (docker run --shm-size=1g), or set fewer workers"
-        raise UserError("no room in shared memory", where="/dev/shm", expected=expected, got=got, fix=fix) from None
-    return ring
+class Ring:
+    """Memory that this process and those that it starts share. It has no name, so whoever is killed, it ends with them.
+
+    Its room is taken at once: where there is none, the first touch of what is only promised would be a bus error.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.file = os.memfd_create("framepool") if sys.platform == "linux" else _unnamed()
+        try:
+            if sys.platform == "linux":
+                os.posix_fallocate(self.file, 0, size)
+            else:
+                os.ftruncate(self.file, size)
+            self.memory = mmap.mmap(self.file, size)
+        except OSError as error:
+            os.close(self.file)
+            expected, fix = f"{size / 1e6:.1f} MB for a decoder", "free some, or set fewer workers"
+            raise UserError("no room in memory", expected=expected, got=error.strerror, fix=fix) from None
+
+    def close(self) -> None:
+        """Give it back; where an array still lies in it, as soon as that is gone."""
+        os.close(self.file)
+        with suppress(BufferError):
+            self.memory.close()
+
+    def __getstate__(self) -> tuple[Any, int]:
+        return DupFd(self.file), len(self.memory)
+
+    def __setstate__(self, state: tuple[Any, int]) -> None:
+        self.file = state[0].detach()
+        self.memory = mmap.mmap(self.file, state[1])
 
 
-def _places(jobs: Sequence[AnyJob], slots: int, ring: SharedMemory) -> list[list[Array]]:
+def _unnamed() -> int:
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _places(jobs: Sequence[AnyJob], slots: int, ring: Ring) -> list[list[Array]]:
     """For each job the ring's slots as its samples lie in them."""
     size = _slot_bytes(jobs)
-    return [[np.ndarray(job.shape, job.dtype, ring.buf, at * size) for at in range(slots)] for job in jobs]
+    return [[np.ndarray(job.shape, job.dtype, ring.memory, at * size) for at in range(slots)] for job in jobs]
 
 
 def _decode_videos(
-    jobs: Sequence[AnyJob], ring: str, slots: int, free: Semaphore, pipe: Connection, parent: int
+    jobs: Sequence[AnyJob], ring: Ring, slots: int, done: Connection, pipe: Connection, parent: int
 ) -> None:
     """The body of a decoder process; ends with its parent."""
     die_with_parent(signal.SIGKILL, parent)
@@ -263,9 +289,8 @@ def _decode_videos(
     threadpool_limits(1)  # of BLAS: a decoder is one core's work, and several would fight over the cores
     _limit_memory(jobs)
     gc.freeze()
-    memory = SharedMemory(ring)
-    places = _places(jobs, slots, memory)
-    slot, heard = 0, time.monotonic()
+    places = _places(jobs, slots, ring)
+    slot, free, heard = 0, slots, time.monotonic()
     life_s = min(LIFE_S, max(job.limits.timeout_s for job in jobs) / 4)
 
     def tell(rows: list[tuple[int, int, int, int]], ends: list[tuple[int, Outcome]], duration_us: int | None) -> None:
@@ -294,11 +319,14 @@ def _decode_videos(
                     tell(rows, [], None)
                     rows = []
                     gc.collect()  # a PyAV frame that was asked for its side data is in a circle, with its picture
-                if not free.acquire(block=False):
+                if not free and not done.poll():
                     tell(rows, [], None)
                     rows = []
-                    if not _acquired(free, parent):
+                if not free:
+                    free = len(os.read(done.fileno(), MOST_SLOTS))
+                    if not free:  # the parent is gone
                         return
+                free -= 1
                 places[job][slot][...] = item[1]
                 rows.append((slot, item[0], job, part))
                 slot = (slot + 1) % slots
@@ -309,14 +337,6 @@ def _decode_videos(
             return
         tell(rows, ends, told.duration_us)
         gc.collect()
-
-
-def _acquired(free: Semaphore, parent: int) -> bool:
-    """Wait for a free slot; False once the parent is gone, which not every system tells its children."""
-    while not free.acquire(timeout=PARENT_S):
-        if os.getppid() != parent:
-            return False
-    return True
 
 
 def _limit_memory(jobs: Sequence[AnyJob]) -> None:
