@@ -25,9 +25,20 @@ class Item:
     path: str
 
 
-def list_digest(items: Sequence[Item], root: Path) -> str:
-    """Digest of a slice of the list: ids, paths and what the files are (size, and sha256 of both ends)."""
-    return digest([[i.id, i.path, fingerprint(root / i.path) if i.path else ""] for i in items])
+def list_digest(items: Sequence[Item], root: Path, *, timed: bool = False) -> str:
+    """Digest of a slice of the list: ids, paths and what the files are (size, and sha256 of both ends).
+
+    `timed`: with the files' times, for those whose middle somebody may have written anew. A video's file is not one.
+    """
+    times = {i.path: _changed_ns(root / i.path) for i in items if i.path} if timed else {}
+    return digest([[i.id, i.path, fingerprint(root / i.path) if i.path else "", *times.get(i.path, ())] for i in items])
+
+
+def _changed_ns(path: Path) -> tuple[int, ...]:
+    try:
+        return (path.stat().st_mtime_ns,)
+    except OSError:
+        return ()
 
 
 def fingerprint(path: Media) -> str:

@@ -14,7 +14,7 @@ makes take the place of decoded ones.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -35,7 +35,7 @@ from features.errors import FramepoolError, UserError
 from features.foreign import Collection
 from features.journal import Journal
 from features.manifest import Manifest, read_manifest, shards
-from features.outcome import Outcome
+from features.outcome import FAILED, Outcome
 from features.recipe import digest, file_sha256
 from features.store import partial_path, publish, republish, stream_shard
 
@@ -81,7 +81,8 @@ class Task:
     def wanted(self) -> tuple[Any, ...]:
         """What its manifest must stand for; see `Manifest.identity`."""
         ids = tuple(i.id for i in self.items)
-        return digest(self.recipe), list_digest(self.items, self.root), self.shard, ids
+        files = list_digest(self.items, self.root, timed=self.collection is not None)
+        return digest(self.recipe), files, self.shard, ids
 
 
 def extract_shard(task: Task, *, workers: int, lock_wait_s: float = LOCK_WAIT_S) -> Manifest:
@@ -124,9 +125,22 @@ def _on_video(task: Task) -> bool:
 def _whole(task: Task) -> Manifest | None:
     """The shard, where it is whole already."""
     whole = republish(task.store, task.wanted, task.shard)
+    if whole is not None and whole.unread and whole.unread != _unread(task, whole.outcomes):
+        return None  # files were mended, maybe where `list_digest` does not look
     if whole is not None and isinstance(task.weights, Path):
         _same_facts(task, whole.facts, {"weights_sha256": file_sha256(task.weights)})
     return whole
+
+
+def _unread(task: Task, outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """{path: sha256} of the files of which not all was had."""
+    found = {}
+    for item, outcome in zip(task.items, outcomes, strict=True):
+        path = task.root / item.path
+        if outcome.outcome in (*FAILED, "partial") and item.path and path.is_file():
+            with suppress(OSError):
+                found[item.path] = file_sha256(path)
+    return found
 
 
 def stage_of(task: Task) -> Stage:
@@ -213,6 +227,7 @@ class _Making:
             row_shape=journal.row_shape,
             dtype=journal.dtype.name,
             statistics={k: v for k, v in journal.notes.items() if not k.startswith("video ")},
+            unread=_unread(task, [journal.outcomes[v] for v in range(len(task.items))]),
         )
         return publish(journal, task.store, manifest)
 

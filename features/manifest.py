@@ -43,6 +43,7 @@ class Manifest:
     dtype: str
     statistics: dict[str, Any] = field(default_factory=dict)
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)  # sha256 of the videos' files of which not all was had
 
     @property
     def rows(self) -> int:
@@ -65,7 +66,8 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         videos = [{"id": i, **o.to_json()} for i, o in zip(self.ids, self.outcomes, strict=True)]
-        fields = {k: v for k, v in self.__dict__.items() if k not in ("ids", "outcomes")}
+        left_out = ("ids", "outcomes", *(() if self.unread else ("unread",)))
+        fields = {k: v for k, v in self.__dict__.items() if k not in left_out}
         return {"format": FORMAT, **fields, "rows": self.rows, "videos": videos}
 
     @classmethod
@@ -83,6 +85,7 @@ class Manifest:
                 **{k: value[k] for k in ("extractor", "digest", "recipe", "facts", "list_digest", "dtype")},
                 shard=int(value["shard"]),
                 statistics=value["statistics"],
+                unread={str(k): str(v) for k, v in value.get("unread", {}).items()},
             )
             rows, dtype = manifest.offsets, np.dtype(manifest.dtype)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

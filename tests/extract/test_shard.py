@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import threading
@@ -318,6 +319,27 @@ def test_a_replaced_video_is_extracted_again(own: Task) -> None:
         assert (mine[0] == mine[1]) == (video != 1)
 
 
+@pytest.mark.parametrize("removed", [False, True], ids=["as it is", "by the workflow"])
+def test_a_video_that_is_mended_in_its_middle_is_extracted_again(folder: Path, tmp_path: Path, removed: bool) -> None:
+    """Its size and its ends are as before."""
+    shutil.copytree(folder / "videos", tmp_path / "videos")
+    path = write_video(tmp_path / "videos" / "long.mkv", frames=90, codec="ffv1")
+    whole = path.read_bytes()
+    assert len(whole) > 3 << 16
+    path.write_bytes(whole[: 1 << 16] + bytes(len(whole) - (2 << 16)) + whole[-(1 << 16) :])
+    job = task(
+        folder, tmp_path / "store", None, root=tmp_path / "videos", items=(Item("a", "1.mp4"), Item("b", path.name))
+    )
+    hurt = extract_shard(job, workers=1)
+    assert hurt.outcomes[1].outcome == "partial" and extract_shard(job, workers=1) == hurt
+    path.write_bytes(whole)
+    if removed:
+        (job.store / "00000.json").unlink()
+    mended = extract_shard(job, workers=1)
+    assert mended.list_digest == hurt.list_digest and [o.outcome for o in mended.outcomes] == ["ok", "ok"]
+    assert not mended.unread and read_shard(job.store, 0).manifest == mended
+
+
 def test_a_longer_list_is_extracted_again_and_a_missing_file_is_undecodable(own: Task) -> None:
     write_video(own.root / "9.mp4", frames=7, seed=9)
     (own.root / "0.mp4").unlink()
@@ -349,5 +371,8 @@ def test_fingerprints(tmp_path: Path) -> None:
     assert fingerprint(tmp_path / "b") == fingerprint(path)
     assert fingerprint(tmp_path) == "not a regular file"
     assert fingerprint(tmp_path / "c") == "unreadable: No such file or directory"
-    one = list_digest([Item("a", "a")], tmp_path)
+    one, timed = (list_digest([Item("a", "a")], tmp_path, timed=way) for way in (False, True))
+    os.utime(path, (1, 1))
+    assert list_digest([Item("a", "a")], tmp_path) == one
+    assert len({one, timed, list_digest([Item("a", "a")], tmp_path, timed=True)}) == 3
     assert len({one, list_digest([Item("b", "a")], tmp_path), list_digest([Item("a", "")], tmp_path)}) == 3
