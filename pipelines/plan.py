@@ -18,8 +18,8 @@ from typing import Any, Final, TypeVar
 
 from extract.config import AnyExtractor, Imported, Networked, recipe
 from features import videolist
-from features.errors import UserError, nearest
-from features.manifest import manifest_path
+from features.errors import FramepoolError, UserError, nearest
+from features.manifest import read_manifest, shards
 from features.recipe import digest
 from features.videolist import Video, VideoList
 from heads.config import BaseConfig, RunWeights
@@ -157,16 +157,24 @@ class Plan:
         return found
 
     def check_videos(self, stores: Iterable[Store]) -> None:
-        """Raises `UserError` where all videos of the list are missing and one of `stores` reads them: an unmounted disk
-        must not pass for an archive of broken files, whose features Snakemake would take away."""
+        """Raises `UserError` where one of `stores` reads videos, and all of the list are missing, or of more than
+        `max_bad_share` of it the files are and features are not: a disk that is not mounted must not pass for broken
+        files, whose features would be taken away."""
         readers = [store for store in stores if store.reads_video]
-        made = self.rendered or self.config.generated
-        if made or not readers or any(video.path for video in self.videos.videos):
+        videos = self.videos.videos
+        gone = {video.id for video in videos if not video.path}
+        most = self.config.max_bad_share * len(videos)
+        if self.rendered or self.config.generated or not readers or len(gone) <= min(most, len(videos) - 1):
             return
+        kept = max(len(gone & _with_rows(store.folder)) for store in readers)
+        if len(gone) < len(videos) and kept <= most:
+            return
+        there = f"{len(videos) - len(gone)} of {len(videos)}" if len(gone) < len(videos) else f"none of {len(videos)}"
+        where, got = f"{config_path(self.dataset)}: $.videos.root", f"{there} in {self.root}"
         fix = "put them there, or say where they are"
-        if any(manifest_path(store.folder, 0).exists() for store in readers):
+        if kept:
+            got += f", and features of {kept} of the others" if len(gone) < len(videos) else ""
             fix += "; features that are there stay, and `framepool train` and `assemble` go on with them"
-        where, got = f"{config_path(self.dataset)}: $.videos.root", f"none of {len(self.videos.videos)} in {self.root}"
         raise UserError("the videos are not there", where=where, got=got, fix=fix)
 
     @lru_cache  # noqa: B019
@@ -370,6 +378,16 @@ class Plan:
             where = f"{config_path(self.dataset)}: $.{kind}"
             raise UserError(f"unknown {kind[:-1]}", where=where, got=name, fix=nearest(name, known))
         return known[name]
+
+
+def _with_rows(folder: Path) -> set[str]:
+    """The videos that a store has rows of."""
+    found: set[str] = set()
+    for shard in shards(folder):
+        with suppress(FramepoolError):  # what is damaged has none
+            manifest = read_manifest(folder, shard)
+            found.update(id for id, o in zip(manifest.ids, manifest.outcomes, strict=True) if o.rows)
+    return found
 
 
 @lru_cache

@@ -125,6 +125,8 @@ def verify(args: Namespace) -> None:
     from features.store import verify_shard
 
     plan = plans.of(args.dataset)
+    if args.repair:
+        plan.check_videos(plan.stores())
     damaged = 0
     for store in sorted(plan.stores(), key=_depth):
         rows = 0
@@ -147,15 +149,20 @@ def verify(args: Namespace) -> None:
 
 def _repaired(store: Store, shard: int, threads: int) -> Manifest:
     """A shard made again, and what was removed that it reads for as long as that takes."""
+    from extract.shard import LOCK_WAIT_S
     from features.store import retire
+
+    def retired(one: Store) -> None:
+        with Lock(one.folder / f"{shard:05d}.lock", wait_s=LOCK_WAIT_S):
+            retire(one.folder, shard)
 
     removed = _removed(store, shard)
     if removed:
         _extract(removed, shard, threads)
-    retire(store.folder, shard)
+    retired(store)
     manifest = _extract([store], shard, threads)[0]
     for source in removed:
-        retire(source.folder, shard)
+        retired(source)
     return manifest
 
 

@@ -114,6 +114,20 @@ def test_videos_that_are_gone_take_no_features_with_them(here: Path, call: Call,
     assert said.code == 2 and said.err.endswith("in videos; put them there, or say where they are\n")
 
 
+@pytest.mark.parametrize("line", ["extract tiny --extractor rgb", "verify tiny --repair"])
+def test_many_videos_that_are_gone_take_no_features_with_them(here: Path, call: Call, line: str) -> None:
+    """One of two disks is away: what it holds does not count as broken, and a damaged shard waits."""
+    chunk = chunk_of(world.store(here), 0)
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    before = world.contents(world.store(here))
+    for number in (0, 1, 3, 4):
+        (here / "videos" / f"{world.name_of(number)}.avi").unlink()
+    said = call(line)
+    assert said.code == 2 and world.contents(world.store(here)) == before
+    got = "got 5 of 9 in videos, and features of 4 of the others"
+    assert f"the videos are not there: config/tiny.yaml: $.videos.root: {got}" in said.err
+
+
 def test_index_names_a_head_with_a_network_that_there_is_not(here: Path, call: Call) -> None:
     path = here / "config" / "tiny.yaml"
     config = yaml.safe_load(path.read_text())
