@@ -98,7 +98,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--only", action="append", default=[], metavar="GLOB", help="names to score, such as '*.mp4'")
     sub.add_argument("--window", type=_seconds, metavar="S", help="a row for each S seconds of a video, and segments")
     sub.add_argument("--stride", type=_seconds, metavar="S", help="seconds between windows (default: the window)")
-    sub.add_argument("--keep-features", type=Path, metavar="FOLDER", help="keep what was extracted, as stores")
+    sub.add_argument(
+        "--keep-features", type=Path, metavar="FOLDER", help="keep what was extracted, as stores of this --out"
+    )
     _cluster(sub)
     _threads(sub)
     sub = add("features", "inventory.features", "list the stores; export, import or prune them")

@@ -45,7 +45,7 @@ def score(args: Namespace) -> None:
         walks = [walk(source, args.root, args.only, output.paths) for source in args.source]
         clips = _unseen(chain.from_iterable(walks), output.seen)
         if args.keep_features is not None:
-            output.keep = stack.enter_context(Keep(args.keep_features, machine)).part
+            output.keep = stack.enter_context(Keep(args.keep_features, machine, output)).part
         outcomes = Counter[str]()
         progress = Progress("score", None, 0)
         for done in _scored(args, machine, clips, stack):

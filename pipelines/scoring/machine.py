@@ -198,7 +198,7 @@ class Machine:
         return row
 
     def _row(self, clip: Clip, run: Trained, outcome: Outcome, duration_us: int) -> Row:
-        row: Row = {"source": clip.source, "video": clip.name, "run": run.name}
+        row: Row = {"source": printable(clip.source), "video": clip.name, "run": run.name}
         row["duration_s"] = duration_us / 1e6 or None
         if self.options.window is not None:
             row |= {"start_s": None, "end_s": None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from features.store import read_shard, shards
 from heads.results import read_predictions
 from pipelines.scoring import machine
 from pipelines.scoring.machine import Machine, Options
+from tests.faults.world import contents
 from tests.media import damaged_media, write_network, write_video
 from tests.scoring import world
 from tests.workflow.world import store
@@ -143,6 +145,35 @@ def test_features_are_kept_as_the_store_has_them(here: Path, call: Call) -> None
     for ours, own in rows.values():
         assert ours[0].dtype == own[0].dtype and np.allclose(ours[0], own[0], rtol=1e-3, atol=1e-6)
         assert np.array_equal(ours[1], own[1]) and ours[2] == own[2]
+
+
+def test_a_folder_whose_name_is_not_utf8(here: Path, call: Call) -> None:
+    odd = Path(os.fsdecode(b"caf\xe9"))
+    odd.mkdir()
+    shutil.copy(next((here / "videos").glob("*/*.avi")), odd / "a.avi")
+    for out in ("s.jsonl", "s.csv"):
+        code, said = call(f"score {world.run_of('average')} {odd} --out {out} --keep-features kept-{out} --threads 1")
+        assert code == 0, said
+    assert world.rows_of(here / "s.jsonl")[0]["source"] == r"caf\udce9"
+
+
+def test_kept_features_are_of_one_list_of_scores(here: Path, call: Call) -> None:
+    clip = next((here / "videos").glob("*/*.avi")).relative_to(here)
+    line = f"score {world.run_of('average')} {clip} --keep-features kept --threads 1 --out"
+    assert call(f"{line} s.jsonl")[0] == 0
+    (kept,) = (here / "kept").glob("rgb-*")
+    before = contents(kept)
+    code, said = call(f"{line} other.jsonl")
+    assert code == 2 and "features of other videos: kept: expected" in said and "choose another --keep-features" in said
+    assert contents(kept) == before
+    for path in (here / "s.jsonl", here / "s.jsonl.state"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.copytree(kept / "00000.zarr", kept / "00001.zarr")
+    shutil.copy(kept / "00000.json", kept / "00001.json")
+    assert call(f"{line} s.jsonl")[0] == 0
+    assert contents(kept) == before
+    (here / "kept" / "scores.json").unlink()
+    assert call(f"{line} s.jsonl")[0] == 2
 
 
 def test_windows_have_rows_and_merge_into_segments(here: Path, call: Call) -> None:
