@@ -14,7 +14,7 @@ order, and so made other batches); too many of them stop the run.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,19 +39,27 @@ _NO_FILE: Final = Outcome(outcome="undecodable", reason="no such file under the 
 
 @dataclass
 class Computing:
-    """The stages of some modalities, and decoders and engines of those that were asked for last."""
+    """The stages of some modalities, and decoders and engines of those that were asked for last. They work in a thread
+    that lives as long as they do: a decoder ends with the thread that started it."""
 
     stages: Mapping[str, Stage]
     workers: int
     _open: Extraction | None = None
     _names: tuple[str, ...] = ()
+    _thread: ThreadPoolExecutor | None = None
+
+    @property
+    def thread(self) -> ThreadPoolExecutor:
+        """Where `read` is to be iterated over."""
+        self._thread = self._thread or ThreadPoolExecutor(1)
+        return self._thread
 
     def read(self, videos: Sequence[tuple[int, Path]], names: tuple[str, ...]) -> Generator[Video]:
         """Each of `videos` (number, file), whose numbers differ, in their order."""
         if not videos:
             return
         if self._open is None or self._names != names:
-            self.close()
+            self._end()
             extraction = Extraction({name: self.stages[name] for name in names}, self.workers)
             self._open, self._names = extraction.__enter__(), names
         early: dict[int, Video] = {}
@@ -69,6 +77,12 @@ class Computing:
 
     def close(self) -> None:
         """End the decoders; the next pass begins with new ones."""
+        self._end()
+        if self._thread is not None:
+            self._thread.shutdown(wait=False)
+            self._thread = None
+
+    def _end(self) -> None:
         if self._open is not None:
             self._open.__exit__()
             self._open = None
@@ -184,15 +198,23 @@ class Virtual:
             generator.set_state(start[1])
         own = [part[ranks().part(len(part))] if generator is not None else part for part in parts]
         todo = [int(v) for part in own for v in videos[part]]
-        with closing(self._computed(todo)) as computed, ThreadPoolExecutor(1) as worker:
-            ahead = worker.submit(self._block, videos[parts[0]], videos[own[0]], computed) if parts else None
-            for k, part in enumerate(parts):
-                rows = ahead.result()  # type: ignore[union-attr]
-                if k + 1 < len(parts):
-                    ahead = worker.submit(self._block, videos[parts[k + 1]], videos[own[k + 1]], computed)
-                yield rows, part, torch.arange(len(part))
-                del rows
-            next(computed, None)  # to its end
+        worker = self.computing.thread
+
+        def block(k: int) -> Future[Features]:
+            return worker.submit(self._block, videos[parts[k]], videos[own[k]], computed)
+
+        with closing(self._computed(todo)) as computed:
+            ahead = [block(0)] if parts else []
+            try:
+                for k, part in enumerate(parts):
+                    rows = ahead.pop().result()
+                    if k + 1 < len(parts):
+                        ahead = [block(k + 1)]
+                    yield rows, part, torch.arange(len(part))
+                    del rows
+                next(computed, None)  # to its end
+            finally:
+                wait(ahead)
         self._check()
 
     def _computed(self, videos: Sequence[int]) -> Generator[Video]:

@@ -6,11 +6,13 @@ import copy
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -134,6 +136,18 @@ def test_rows_are_those_of_the_stores(there: Path) -> None:
         for m, mean in means.items():
             torch.testing.assert_close(mean, theirs_too[m], rtol=1e-3, atol=1e-4)
         assert features.only(("rgb",)).shapes == {"rgb": whole.shapes["rgb"]}
+
+
+def test_one_process_decodes_for_all_passes(there: Path) -> None:
+    videos = torch.tensor([0, 1, 2])
+    with opened("pixels") as features:
+        passes = []
+        for _ in range(3):
+            assert sum(len(places) for _, places, _ in features.blocks(videos, batch=2)) == 3
+            time.sleep(0.3)  # for a signal to come
+            children = psutil.Process().children(recursive=True)
+            passes.append({child.pid for child in children if child.status() != psutil.STATUS_ZOMBIE})
+    assert passes[0] == passes[1] == passes[2] and len(passes[0]) >= 2
 
 
 LABELS = np.array([0, 1] * 5)[:9]
