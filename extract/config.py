@@ -341,8 +341,8 @@ ExtractorConfig = Annotated[AnyExtractor, Field(discriminator="kind")]
 # Bumped by hand when a change to the code changes the rows.
 NUMERICS: Final = {
     **dict.fromkeys(("pixels", "trunk"), 3),
-    **dict.fromkeys(("rgb", "imported"), 2),
-    **dict.fromkeys(("tvl1", "logmel", "frames", "rgbdiff", "flow", "audio"), 1),
+    **dict.fromkeys(("rgb", "imported", "logmel"), 2),
+    **dict.fromkeys(("tvl1", "frames", "rgbdiff", "flow", "audio"), 1),
 }
 
 
@@ -364,7 +364,8 @@ def recipe(
     `weights`: the sha256 of a given file, the digest of the run that trains them, or ``DEFAULT``. `source`: the digest
     of the recipe of the extractor that it reads.
     """
-    value = {**config.recipe(), "numerics": NUMERICS[config.kind], "source": source}  # type: ignore[attr-defined]
+    viewed = isinstance(config, FromVideo) and isinstance(config.sampling, Spread) and len(config.transform.views) > 1
+    value = {**config.recipe(), "numerics": NUMERICS[config.kind] + viewed, "source": source}  # type: ignore[attr-defined]
     for field in ("store", "temporary"):
         del value[field]
     if source is not None:

@@ -203,7 +203,7 @@ class _Choice:
 
     @classmethod
     def of(cls, job: Job, times_us: npt.NDArray[np.int64], late: bool = False) -> Self:
-        wanted = rows(job.sampling, times_us, job.frames, job.stride)
+        wanted = rows(job.sampling, times_us, job.frames, job.stride, len(job.views))
         single = isinstance(job.sampling, Every) and job.frames == 1
         return cls(
             job=job,

@@ -21,11 +21,15 @@ def rows(
     times_us: npt.NDArray[np.int64],
     frames: int = 1,
     stride: int = 1,
+    views: int = 1,
 ) -> Frames:
     """(L, T) frame numbers in display order: L rows of T frames, for a video whose F frames show at `times_us` (F,).
 
     A row is `frames` frames, `stride` apart, from the sampled one on. L is 0 where the video is shorter than one
     sample; only `Clips` and `Spread` then repeat the video. Rows ascend by their first frame.
+
+    With several `views` of each row `Spread` gives n rows of however short a video, some of them twice: a head that
+    takes one view of each then finds it at equal intervals.
     """
     total, covered = len(times_us), (frames - 1) * stride + 1
     room = total - covered + 1  # frames that a row can start at
@@ -44,7 +48,8 @@ def rows(
         case Clips():
             starts = np.arange(0, max(room, 1), sampling.hop or frames * stride)
         case Spread():
-            starts = np.unique(ends_included(max(room, 1), sampling.n))
+            starts = ends_included(max(room, 1), sampling.n)
+            starts = np.unique(starts) if views == 1 else starts
     return (starts[:, None] + np.arange(frames) * stride) % total
 
 

@@ -59,8 +59,9 @@ class Clips(Config):
 
 class Spread(Config):
     """`n` clips of `frames` frames, `stride` apart: the first begins with the video, the last ends with it, the others
-    are at equal intervals. A single one is in the middle; of a video with fewer places to begin each is taken once,
-    and a video that is shorter than a clip repeats from the start.
+    are at equal intervals. A single one is in the middle; of a video with fewer places to begin each is taken once
+    (with several views of each clip as often as it takes, so that all videos have n), and a video that is shorter than
+    a clip repeats from the start.
     """
 
     kind: Literal["spread"]

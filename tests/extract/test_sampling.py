@@ -95,6 +95,8 @@ def test_spread(total: int, n: int, frames: int, stride: int) -> None:
     expected = [[(start + i * stride) % total for i in range(frames)] for start in starts]
     sampling = Spread(kind="spread", n=n, frames=frames, stride=stride)
     assert rows(sampling, times(total), frames, stride).tolist() == expected
+    viewed = rows(sampling, times(total), frames, stride, views=3)
+    assert len(viewed) == n and np.unique(viewed, axis=0).tolist() == np.unique(expected, axis=0).tolist()
 
 
 ALL = [
