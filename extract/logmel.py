@@ -2,8 +2,9 @@
 
 Hershey et al. 2017, and Google's `mel_features`: windows of 25 ms every 10 ms, periodic Hann, the magnitude (not power)
 of an FFT of 512, 64 bands of the HTK mel scale between 125 and 7,500 Hz, natural log of the band plus an offset (0.01;
-YAMNet 0.001). No padding: incomplete windows and patches are dropped. librosa's STFT gives the same magnitudes (a test
-compares them), but importing it would cost every decoder process seconds and 250 MB.
+YAMNet 0.001). Incomplete windows and patches are dropped; sound that is shorter than a patch is padded to one.
+librosa's STFT gives the same magnitudes (a test compares them), but importing it would cost every decoder process
+seconds and 250 MB.
 
     for time_us, patch in patches(blocks, heard): ...               # patch (96, 64) float32
 """
@@ -61,10 +62,11 @@ def samples(
 def patches(
     blocks: Iterable[Sound], heard: Heard, *, hop_s: float = 0.96, offset: float = 0.01
 ) -> Iterator[tuple[int, Patch]]:
-    """(time_us, (96, 64)) every `hop_s`, a multiple of 10 ms, from blocks of 16 kHz sound of any sizes."""
+    """(time_us, (96, 64)) every `hop_s`, a multiple of 10 ms, from blocks of 16 kHz sound of any sizes. Sound that is
+    shorter than a patch is followed by silence."""
     step, first = round(hop_s * RATE_HZ / HOP), 0
     kept, at = np.zeros((0, BANDS), np.float32), 0  # log-mel frames from number `at` on
-    for frames in _frames(blocks, offset):
+    for frames in _frames(_long_enough(blocks), offset):
         kept = np.concatenate([kept, frames])
         while at + len(kept) >= first + FRAMES:
             middle = (first * HOP + SPAN / 2) / RATE_HZ
@@ -72,6 +74,15 @@ def patches(
             first += step
         drop = min(max(first - at, 0), len(kept))
         kept, at = kept[drop:], at + drop
+
+
+def _long_enough(blocks: Iterable[Sound]) -> Iterator[Sound]:
+    samples = 0
+    for block in blocks:
+        samples += len(block)
+        yield block
+    if 0 < samples < SPAN:
+        yield np.zeros(SPAN - samples, np.float32)
 
 
 def logmel(sound: Sound, offset: float = 0.01) -> npt.NDArray[np.float32]:

@@ -16,7 +16,6 @@ from features.outcome import Name, Outcome
 from tests.media import SHARED, needs_shared
 
 ODD = SHARED / "odd"
-WINDOW_S = 0.975  # of sound that one log-mel patch covers
 CLIP = 16  # frames
 
 # file: (pictures, a clip of 16 pictures out of it, sound)
@@ -62,7 +61,7 @@ TABLE: dict[str, tuple[Name, Name, Name]] = {
     "real/tiny_AudioVideoInterleave.avi": ("undecodable", "undecodable", "no_audio"),
     "real/tiny_Mpeg4.mp4": ("no_video", "no_video", "no_audio"),
     "real/tiny_WindowsMediaVideo.wmv": ("undecodable", "undecodable", "no_audio"),
-    "real/tiny_mp4-with-audio.mp4": ("no_video", "no_video", "too_short"),
+    "real/tiny_mp4-with-audio.mp4": ("no_video", "no_video", "ok"),
     "real/tiny_wav.wav": ("no_video", "no_video", "no_audio"),
     "real/tiny_webm.webm": ("ok", "too_short", "no_audio"),
     "real/v_GGSY1Qvo990.mp4": ("ok", "ok", "ok"),
@@ -89,7 +88,7 @@ def expected(known: dict[str, Any]) -> tuple[Name, Name, Name]:
     lost: Name = "undecodable" if pictures == "partial" else "too_short"
     heard = known.get("audio", {})
     seconds = heard["samples"] / heard["rate"] if heard.get("samples") else 0.0
-    sound: Name = "no_audio" if seconds == 0 else "too_short" if seconds < WINDOW_S else "ok"
+    sound: Name = "no_audio" if seconds == 0 else "ok"
     return pictures, lost if short else pictures, sound
 
 
