@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import heads
+from extract.networks import Network
 from features.atomic import Disk, make_folder, write_json
 from features.batches import Features
 from features.errors import DamagedStore, UserError
@@ -96,6 +97,7 @@ def train_run(
     began = time.perf_counter()
     with seeded(seed, device=device):
         head = _begun(config, start, features.shapes, classes).to(device)
+    _keep_filter(head, features.stores)
     if head.stands_in:
         head.keep_means(data.features.means(data.train))
     history, epochs, best_epoch, seconds, steps = [], 0, 0, 0.0, ""
@@ -200,6 +202,16 @@ def _begun(
 
     begin_from(head, start, classes, larger)
     return head
+
+
+def _keep_filter(head: Head, stores: Mapping[str, Mapping[str, Any]]) -> None:
+    """The filter by which pictures were made smaller, as a part of what the head's network says of its input: an
+    extractor that runs the network has to use it, too."""
+    transforms = [stores.get(modality, {}).get("facts", {}).get("transform", {}) for modality in head.shapes]
+    for network in (module for module in head.modules() if isinstance(module, Network)):
+        for transform in transforms:
+            if "resize" in transform:
+                network.input = replace(network.input, interpolation=transform.get("interpolation") or "bilinear")
 
 
 def _loop(

@@ -20,6 +20,7 @@ from heads.kinds import NetworkConfig, TsnConfig, TsnTrain
 from heads.loop import seeded
 from heads.training import evaluate_run, train_run
 from tests.heads.made import SMALL_CNN, map_problem, rows
+from tests.heads.test_training import go
 
 CONFIG = TsnConfig(
     features=("pixels",),
@@ -30,6 +31,24 @@ CONFIG = TsnConfig(
     sample={"train": 2, "test": 4},
     train={"epochs": 15, "batch": 6, "lr": 0.02, "schedule": {"kind": "constant"}},
 )
+
+
+@pytest.mark.parametrize("asked", [None, "bicubic"])
+def test_its_cnn_wants_pictures_made_as_those_that_it_saw(tmp_path: Path, asked: str | None) -> None:
+    features, labels = map_problem()
+    transform = {"resize": 40, "crop": 40, **({"interpolation": asked} if asked else {})}
+    stores = {"pixels": {"store": "p", "digest": "p", "facts": {"transform": transform}}}
+    config = CONFIG.model_copy(update={"train": CONFIG.train.model_copy(update={"epochs": 1})})
+    go(
+        tmp_path,
+        config,
+        data=(replace(features, stores=stores), labels),
+        train=range(18),
+        test=range(18, 24),
+        classes=list("rgb"),
+    )
+    network = build("resnet10t", options=SMALL_CNN["options"], weights=tmp_path / "network.safetensors")
+    assert network.input.interpolation == (asked or "bilinear")
 
 
 def test_learns_and_its_cnn_becomes_an_extractors(tmp_path: Path) -> None:
