@@ -13,6 +13,7 @@ Workers need this package, the same files under the same paths, and the folder t
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import sys
@@ -110,7 +111,12 @@ class Work(WorkerPlugin):
         # Processes of a nanny may have no children, lest they outlive it; decoders end with their parent by themselves.
         multiprocessing.current_process()._config.pop("daemon", None)  # type: ignore[attr-defined]
 
-    def teardown(self, worker: Any) -> None:
+    async def teardown(self, worker: Any) -> None:
+        """Off the worker's event loop: another command's task may take long, and a worker that does not answer is given
+        up."""
+        await asyncio.to_thread(self._left)
+
+    def _left(self) -> None:
         with _ONE_TASK:
             self._close()
 

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -370,6 +371,18 @@ def test_who_holds_a_shard_to_the_end_is_said(inside: Client, tmp_path: Path, mo
     message = "somebody else is at work on them: tiny: shards 0: got locked: 00000.lock: got held by process 7 on node3"
     with pytest.raises(Busy, match=message):
         extract_held(inside, tmp_path, monkeypatch, tries=10**6)
+
+
+def test_a_worker_answers_while_a_command_that_ended_waits_for_anothers_task(inside: Client, tmp_path: Path) -> None:
+    cluster._register(inside, cluster.Work("framepool-a", tmp_path, None))
+    with ThreadPoolExecutor(1) as pool:
+        with cluster._ONE_TASK:
+            leaving = pool.submit(inside.unregister_worker_plugin, "framepool-a")
+            with pytest.raises(TimeoutError):
+                leaving.result(timeout=2)
+            answer = inside.submit(int, "7", pure=False)  # type: ignore[no-untyped-call]
+            assert answer.result(timeout=20) == 7
+        leaving.result(timeout=20)
 
 
 def test_nobody_at_the_address(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
