@@ -196,6 +196,19 @@ def test_prune_with_yes_keeps_what_the_config_needs(here: Path, call: Call) -> N
     assert call("features tiny --prune --yes").out == "tiny: nothing to prune\n"
 
 
+@pytest.mark.parametrize("lock", ["features/rgb-00000000/00001.lock", "runs/gone-split1-00000000/seed0/run.lock"])
+def test_prune_leaves_what_somebody_writes(here: Path, call: Call, lock: str) -> None:
+    """A shard or a run that is not finished, of a config that another job has read."""
+    held = here / "work" / "tiny" / lock
+    held.parent.mkdir(parents=True)
+    (held.parent / "kept").write_text("hours of work")
+    with Lock(held):
+        said = call("features tiny --prune --yes")
+        assert said.code == 1 and f"{held.name}: got held by process {os.getpid()} on " in said.err
+        assert (held.parent / "kept").exists()
+    assert call("features tiny --prune --yes").out.endswith("1 folders removed\n")
+
+
 @pytest.mark.parametrize(
     ("line", "module", "lock"),
     [
