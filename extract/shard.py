@@ -30,7 +30,7 @@ from extract.progress import Progress
 from extract.runtime import Compared, Engine
 from extract.samples import Array
 from extract.stage import Stage, connect, fill
-from features.atomic import Lock, make_folder
+from features.atomic import LOCK_WAIT_S, Lock, make_folder
 from features.errors import FramepoolError, UserError
 from features.foreign import Collection
 from features.journal import Journal
@@ -39,7 +39,6 @@ from features.outcome import FAILED, Outcome
 from features.recipe import digest, file_sha256
 from features.store import partial_path, publish, republish, stream_shard
 
-LOCK_WAIT_S: Final = 10.0  # a killed workflow's job needs a moment to end
 FRAME_US: Final = 40_000  # of a made video
 
 

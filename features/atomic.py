@@ -26,6 +26,7 @@ from features.errors import Busy, FramepoolError, UserError
 
 USERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)  # no fault
 
+LOCK_WAIT_S: Final = 10.0  # a job that was killed needs a moment to end
 _BUFFER_BYTES: Final = 1 << 20
 
 

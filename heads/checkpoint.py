@@ -6,8 +6,9 @@ head, run = load_head(Path("work/demo/runs/tsn-split1-0123abcd/seed0"), classes=
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Self
@@ -17,15 +18,33 @@ from torch import Tensor
 
 import heads
 from extract.networks.weights import NetworkError, fill, load_state, same_shapes, save_state
-from features.atomic import write_bytes, write_parts
-from features.errors import DamagedStore, FramepoolError, UserError, printable
+from features.atomic import LOCK_WAIT_S, Lock, make_folder, write_bytes, write_parts
+from features.errors import Busy, DamagedStore, FramepoolError, UserError, printable
 from heads.base import Head
 from heads.config import BaseConfig
+from heads.parallel import Ranks
 from heads.record import checked
 
 MAX_BYTES = 64 << 20  # of run.json; a hostile gigabyte stops here
 _LARGE = 64 << 20  # bytes of a state that takes long enough to write
 WEIGHTS, NETWORK, RUN, RESUME = "weights.safetensors", "network.safetensors", "run.json", "last.pt"
+LOCK = "run.lock"
+
+
+@contextmanager
+def alone(folder: Path, own: Ranks) -> Iterator[None]:
+    """Nobody else writes the run in `folder`, which is made where it is missing, while inside. Of several processes the
+    first one holds the lock, and where it cannot all of them say so: none waits for one that has given up."""
+    refused: FramepoolError | None = None
+    with ExitStack() as stack:
+        if own.first:
+            try:
+                stack.enter_context(Lock(make_folder(folder) / LOCK, LOCK_WAIT_S))
+            except FramepoolError as error:
+                refused = error
+        if not own.says(refused is None):
+            raise refused or Busy("the first process cannot write the run", where=folder, fix="see what it says")
+        yield
 
 
 def save_head(folder: Path, head: Head, *, kind: str, classes: Sequence[str]) -> None:

@@ -20,10 +20,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from features.atomic import Disk, make_folder, write_json
+from features.atomic import Disk, write_json
 from features.errors import DamagedStore
-from heads.checkpoint import RUN, read_run
+from heads.checkpoint import RUN, alone, read_run
 from heads.kinds import FusionConfig
+from heads.parallel import Ranks
 from heads.results import Predictions, measure, read_predictions, write_predictions
 
 METRICS: Final = "metrics.json"
@@ -75,10 +76,6 @@ def fuse_run(
         **measure(predictions, classes, factors),
         "n_train": max(_json(place / METRICS)["n_train"] for place in members.values()),
     }
-    make_folder(folder)
-    Disk.remove(folder / RUN)
-    write_predictions(folder, predictions, classes)
-    write_json(folder / METRICS, metrics)
     run = {
         **provenance,
         "seed": seed,
@@ -95,7 +92,11 @@ def fuse_run(
         "best_epoch": 0,
         "seconds": round(time.perf_counter() - began, 3),
     }
-    write_json(folder / RUN, run)
+    with alone(folder, Ranks()):
+        Disk.remove(folder / RUN)
+        write_predictions(folder, predictions, classes)
+        write_json(folder / METRICS, metrics)
+        write_json(folder / RUN, run)
     return metrics
 
 

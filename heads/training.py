@@ -23,13 +23,13 @@ from torch import Tensor
 
 import heads
 from extract.networks import Network
-from features.atomic import Disk, make_folder, write_json
+from features.atomic import Disk, write_json
 from features.batches import Features
 from features.errors import DamagedStore, UserError
 from features.stream import Source
 from heads.attention_maps import write_attention
 from heads.base import Head
-from heads.checkpoint import NETWORK, RESUME, RUN, begin_from, load_head, read_run, save_head
+from heads.checkpoint import NETWORK, RESUME, RUN, alone, begin_from, load_head, read_run, save_head
 from heads.clip_labels import Actions
 from heads.config import BaseConfig, TrainConfig
 from heads.data import Data
@@ -74,13 +74,12 @@ def train_run(
     whole, "" or None where a video has none. `train` and `test` are numbers of videos. `provenance` goes into
     run.json as it is; its `digest` is the recipe of the run. Inside of an epoch the state is kept every `checkpoint_s`.
     In a group of processes (`heads.parallel`) all call this, and the first writes. `start` and `teachers` are the
-    folders of the finished runs that `config` names.
+    folders of the finished runs that `config` names. Raises `Busy` where somebody else trains in `folder`.
     """
     asked = {"digest": provenance["digest"], "seed": seed, "split": split}
-    done = read_run(folder)
-    if done is not None and all(done.get(key) == value for key, value in asked.items()):
-        return _metrics(folder)
     device, own = device_of(device), ranks()
+    if own.says(_finished(folder, asked)):
+        return _metrics(folder)
     if not own.first:
         log = _silent
     data = _data(features, labels, train, test, classes, factors, log, config.align)
@@ -90,57 +89,58 @@ def train_run(
     data = _on_device(data, device)
     if device.type == "cpu":
         keep_freed_memory()
-    own.says(True)  # that the run is not finished, all have seen
-    if own.first:
-        make_folder(folder)
-        Disk.remove(folder / RUN)  # from here on the folder is no finished run
-    began = time.perf_counter()
-    with seeded(seed, device=device):
-        head = _begun(config, start, features.shapes, classes).to(device)
-    _keep_filter(head, features.stores)
-    if head.stands_in:
-        head.keep_means(data.features.means(data.train))
-    history, epochs, best_epoch, seconds, steps = [], 0, 0, 0.0, ""
-    if head.fitted:
-        head.fit(_fit_batches(head, config, data, device))
-    else:
-        teacher = None if config.distil is None else Teacher.of(teachers or {}, config.distil, classes, device)
-        if teacher is not None:
-            teacher.check(head)
-        loop = _loop(head, config, data, seed, device, checkpoint_s, teacher)
-        loop.run(folder, asked, log)
-        data = loop.data  # with the blocks that it went through
-        history, epochs, best_epoch, seconds = loop.history, len(loop.history), loop.best_epoch, loop.seconds
-        steps = loop.precision if loop.train.precision == "bf16" else ""
-    predictions = predict(head, config, data, data.test, device)
-    found = {**measure(predictions, data.classes, factors), "n_train": len(data.train)}
-    if not own.first:
+    with alone(folder, own):
+        if own.says(_finished(folder, asked)):  # by who held it until now
+            return _metrics(folder)
+        if own.first:
+            Disk.remove(folder / RUN)  # from here on the folder is no finished run
+        began = time.perf_counter()
+        with seeded(seed, device=device):
+            head = _begun(config, start, features.shapes, classes).to(device)
+        _keep_filter(head, features.stores)
+        if head.stands_in:
+            head.keep_means(data.features.means(data.train))
+        history, epochs, best_epoch, seconds, steps = [], 0, 0, 0.0, ""
+        if head.fitted:
+            head.fit(_fit_batches(head, config, data, device))
+        else:
+            teacher = None if config.distil is None else Teacher.of(teachers or {}, config.distil, classes, device)
+            if teacher is not None:
+                teacher.check(head)
+            loop = _loop(head, config, data, seed, device, checkpoint_s, teacher)
+            loop.run(folder, asked, log)
+            data = loop.data  # with the blocks that it went through
+            history, epochs, best_epoch, seconds = loop.history, len(loop.history), loop.best_epoch, loop.seconds
+            steps = loop.precision if loop.train.precision == "bf16" else ""
+        predictions = predict(head, config, data, data.test, device)
+        found = {**measure(predictions, data.classes, factors), "n_train": len(data.train)}
+        if not own.first:
+            return found
+        save_head(folder, head, kind=config.kind, classes=classes)
+        write_history(folder, history)
+        write_predictions(folder, predictions, data.classes)
+        write_attention(folder, head, config, data, predictions)
+        write_json(folder / METRICS, found)
+        run = {
+            "head": config.kind,
+            **provenance,
+            **asked,
+            "kind": config.kind,
+            "config": config.recipe(),
+            "classes": list(classes),
+            "factors": list(factors),
+            "multi_label": data.multi_label,
+            "shapes": {modality: list(shape) for modality, shape in head.shapes.items()},
+            "parameters": sum(p.numel() for p in head.parameters()),
+            "epochs": epochs,
+            "best_epoch": best_epoch,
+            "seconds": round(seconds or time.perf_counter() - began, 3),
+            **({"processes": own.count} if own.count > 1 else {}),
+            **({"steps": steps} if steps else {}),
+        }
+        write_json(folder / RUN, run)
+        Disk.remove(folder / RESUME)
         return found
-    save_head(folder, head, kind=config.kind, classes=classes)
-    write_history(folder, history)
-    write_predictions(folder, predictions, data.classes)
-    write_attention(folder, head, config, data, predictions)
-    write_json(folder / METRICS, found)
-    run = {
-        "head": config.kind,
-        **provenance,
-        **asked,
-        "kind": config.kind,
-        "config": config.recipe(),
-        "classes": list(classes),
-        "factors": list(factors),
-        "multi_label": data.multi_label,
-        "shapes": {modality: list(shape) for modality, shape in head.shapes.items()},
-        "parameters": sum(p.numel() for p in head.parameters()),
-        "epochs": epochs,
-        "best_epoch": best_epoch,
-        "seconds": round(seconds or time.perf_counter() - began, 3),
-        **({"processes": own.count} if own.count > 1 else {}),
-        **({"steps": steps} if steps else {}),
-    }
-    write_json(folder / RUN, run)
-    Disk.remove(folder / RESUME)
-    return found
 
 
 def evaluate_run(
@@ -236,6 +236,12 @@ def _loop(
         checkpoint_s=checkpoint_s,
         teacher=teacher,
     )
+
+
+def _finished(folder: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether the folder has the run that is asked for."""
+    done = read_run(folder)
+    return done is not None and all(done.get(key) == value for key, value in asked.items())
 
 
 def _silent(_: str) -> None:

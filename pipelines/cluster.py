@@ -13,6 +13,7 @@ Workers need this package, the same files under the same paths, and the folder t
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import sys
@@ -20,6 +21,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +33,7 @@ from distributed.comm.addressing import get_address_host_port
 from distributed.comm.core import CommClosedError
 
 from extract.sources import Clip
-from features.errors import FramepoolError, UserError, printable
+from features.errors import Busy, FramepoolError, UserError, printable
 from features.journal import finished
 from features.outcome import Outcome
 from features.recipe import digest
@@ -46,6 +48,7 @@ TRIES: Final = 2
 HERE: Final = "127.0.0.1"
 CONNECT_S: Final = 20
 REGISTER_S: Final = 330  # a scheduler gives up a silent worker after 300, by default
+HELD_S: Final = 3600.0  # what a shard may take a worker that was cut off and is at it still
 _OWN: Final[Any] = {"set_as_default": False}  # what else the process computes with Dask stays where it was
 _ONE_TASK = threading.Lock()  # of a worker, whoever asks: each works in the folder of its own command
 
@@ -108,7 +111,12 @@ class Work(WorkerPlugin):
         # Processes of a nanny may have no children, lest they outlive it; decoders end with their parent by themselves.
         multiprocessing.current_process()._config.pop("daemon", None)  # type: ignore[attr-defined]
 
-    def teardown(self, worker: Any) -> None:
+    async def teardown(self, worker: Any) -> None:
+        """Off the worker's event loop: another command's task may take long, and a worker that does not answer is given
+        up."""
+        await asyncio.to_thread(self._left)
+
+    def _left(self) -> None:
         with _ONE_TASK:
             self._close()
 
@@ -184,6 +192,13 @@ def _shard_key(shard: Sequence[Clip]) -> str:
     return f"score-{digest([clip.key.hex() for clip in shard])[:24]}"
 
 
+@dataclass(frozen=True)
+class Held:
+    """Why a shard was not made: who holds it, in words."""
+
+    by: str
+
+
 def _extract(
     folder: Path, dataset: str, token: str, extractors: Sequence[str], split: str | None, shard: int, threads: int
 ) -> Any:
@@ -193,7 +208,10 @@ def _extract(
         if Path.cwd() != folder:
             os.chdir(folder)
             plans.of.cache_clear()
-        return extracted(_asked(dataset, token, extractors, split), shard, threads)
+        try:
+            return extracted(_asked(dataset, token, extractors, split), shard, threads)
+        except Busy as error:
+            return Held(str(error))
 
 
 def _asked(dataset: str, token: str, extractors: Sequence[str], split: str | None) -> list[Store]:
@@ -216,7 +234,9 @@ def _token(stores: Sequence[Store]) -> str:
 
 
 def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], threads: int) -> Iterator[list[str]]:
-    """A line for each store of each shard. Raises `FramepoolError` at the end where a shard's worker died twice."""
+    """A line for each store of each shard. One that somebody else holds is asked for again when the others are done,
+    until none has come free for an hour. Raises `FramepoolError` at the end where a shard's worker died twice, and
+    `Busy` where one is still held."""
     plan = stores[0].plan
     split = next((store.split for store in stores if store.split), None)
     names = [store.extractor for store in stores]
@@ -229,12 +249,20 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
 
     dead: list[int] = []
     why = ""
-    for shard, found in in_waves(client, call, iter(shards), lambda shard: f"extract-{plan.dataset}-{shard}"):
-        if isinstance(found, KilledWorker):
-            dead.append(shard)
-            why = why or _died(found)
-        else:
-            yield found
+    todo, held, moved = list(shards), dict[int, str](), time.monotonic()
+    while todo and time.monotonic() - moved < HELD_S:
+        held = {}
+        for shard, found in in_waves(client, call, iter(todo), lambda shard: f"extract-{plan.dataset}-{shard}"):
+            if isinstance(found, Held):  # a worker has waited for it, so this does not turn fast
+                held[shard] = found.by
+                continue
+            moved = time.monotonic()
+            if isinstance(found, KilledWorker):
+                dead.append(shard)
+                why = why or _died(found)
+            else:
+                yield found
+        todo = list(held)
     if dead:
         fix = f"look at the workers' logs, or run `framepool extract ... --shard {dead[0]}` here"
         where = f"{plan.dataset}: shards {', '.join(map(str, dead[:10]))}"
@@ -243,3 +271,6 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
         left = f"the first that are not finished: {', '.join(map(printable, open_[:threads]))}"
         got = f"{why}; {left if open_ else 'all its videos are finished'}"
         raise FramepoolError("workers died", where=where, got=got, fix=fix)
+    if todo:
+        where, fix = f"{plan.dataset}: shards {', '.join(map(str, todo[:10]))}", "the same command goes on"
+        raise Busy("somebody else is at work on them", where=where, got=held[todo[0]], fix=fix)

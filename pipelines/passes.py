@@ -13,13 +13,16 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from features.manifest import manifest_path
+from features.recipe import digest
 from pipelines import plan as plans
 from pipelines.config import DATASET, config_path
 from pipelines.plan import RESULTS, WORK, Plan, Store
 
 DEFAULT = "demo"  # what Snakemake makes that is not told what
+_LONGEST: Final = 200  # letters of a file's name, which may have 255 with what others put around it
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Pass:
     def rule(self) -> str:
         """The rule's name; the same wherever the workflow is parsed."""
         splits = {s.split for s in self.stores if s.split}
-        return re.sub(r"\W", "_", "_".join(["extract", self.stores[0].plan.dataset, *self._names, *sorted(splits)]))
+        parts = ["extract", self.stores[0].plan.dataset, *self._names, *sorted(splits)]
+        return _short(re.sub(r"\W", "_", "_".join(parts)))  # SLURM's logs are named after it
 
     @property
     def shards(self) -> str:
@@ -54,11 +58,11 @@ class Pass:
 
     @property
     def log(self) -> str:
-        return f"{WORK}/{{dataset}}/logs/{'+'.join(self._names)}/{{shard}}.log"
+        return f"{WORK}/{{dataset}}/logs/{_short('+'.join(self._names))}/{{shard}}.log"
 
     @property
     def benchmark(self) -> str:
-        return f"{WORK}/{{dataset}}/benchmarks/{'+'.join(self._names)}/{{shard}}.tsv"
+        return f"{WORK}/{{dataset}}/benchmarks/{_short('+'.join(self._names))}/{{shard}}.tsv"
 
     @property
     def gpus(self) -> int:
@@ -100,6 +104,11 @@ def _missing(plan: Plan, store: Store, shard: int) -> bool:
     readers = [other for other in plan.stores() if path in other.inputs(shard)]
     runs = [run for run in plan.runs() if store.name in (s.name for s in run.stores.values())]
     return any(_missing(plan, r, shard) for r in readers) or any(not os.path.exists(r.summary) for r in runs)
+
+
+def _short(name: str) -> str:
+    """`name`, or of one that is too long for a file its begin and a digest of all of it."""
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 9]}_{digest(name)[:8]}"
 
 
 def _place(store: Store) -> str:

@@ -16,7 +16,7 @@ from features.atomic import Disk, make_folder
 
 def announce(folder: Path = Path(".snakemake")) -> IO[str]:
     """Say that a workflow runs here, until the returned file is closed; clear what a killed one has left."""
-    mark = (make_folder(folder) / "running").open("a")
+    mark = (make_folder(folder) / "running").open("a+")  # NFS gives a shared lock on what can be read, no other
     with suppress(OSError):  # a file system without flock: then Snakemake's message says what to do
         try:
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)

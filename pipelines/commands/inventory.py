@@ -115,8 +115,8 @@ def _prune(plan: Plan, yes: bool) -> None:
         print("nothing removed")
         return
     for path in extra:
-        for shard in shards(path):
-            with Lock(path / f"{shard:05d}.lock"):
+        for lock in sorted(path.rglob("*.lock")):
+            with Lock(lock):
                 pass  # somebody who is writing holds it, and that is an error that names them
         Disk.remove(path)
     print(f"{len(extra)} folders removed")

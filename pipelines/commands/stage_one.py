@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from extract.config import Networked
 from features import videolist
-from features.atomic import Lock, make_folder, write_json
+from features.atomic import LOCK_WAIT_S, Lock, make_folder, write_json
 from features.errors import DamagedStore, FramepoolError, TooManyBad, UserError, printable
 from features.manifest import Manifest, manifest_path, read_manifest, shards
 from features.outcome import FAILED, Outcome, counts
@@ -149,7 +149,6 @@ def verify(args: Namespace) -> None:
 
 def _repaired(store: Store, shard: int, threads: int) -> Manifest:
     """A shard made again, and what was removed that it reads for as long as that takes."""
-    from extract.shard import LOCK_WAIT_S
     from features.store import retire
 
     def retired(one: Store) -> None:
@@ -239,7 +238,7 @@ def _gather(store: Store) -> None:
     """Write the store's summary: outcomes, rows, bytes, and what the report says of it.
 
     Raises `TooManyBad` where more than the config's share failed, `FramepoolError` where a shard is missing or the
-    shards do not belong together.
+    shards do not belong together, `Busy` where somebody else is at it.
     """
     from features.store import retire
     from pipelines.report.stores import read_store
@@ -281,5 +280,6 @@ def _gather(store: Store) -> None:
         "bytes": sum(m.bytes for m in manifests),
         "report": asdict(read_store(store.folder)),
     }
-    write_json(store.folder / "store.json", summary)
+    with Lock(store.folder / "store.lock", LOCK_WAIT_S):
+        write_json(store.folder / "store.json", summary)
     print(f"{store.name}: {summary['rows']} rows, {summary['bytes']} bytes; {in_words(outcomes)}")

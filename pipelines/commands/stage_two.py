@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from features.atomic import write_json
+from features.atomic import LOCK_WAIT_S, Lock, write_json
 from features.errors import FramepoolError, UserError, nearest
 from features.recipe import digest
 from features.videolist import VideoList
@@ -75,8 +75,9 @@ def _tell(run: Run, seed: int, metrics: dict[str, Any], found: dict[int, dict[st
     found[seed] = metrics
     print(f"{run.head} seed {seed}: {_in_short(metrics)} after {time.monotonic() - start:.1f} s", flush=True)
     if set(run.seeds) <= found.keys():
-        bring_weights(run.folder, run.stores.values())
-        write_json(run.folder / "trained.json", {"run": run.name, "metrics": {str(s): m for s, m in found.items()}})
+        with Lock(run.folder / "trained.lock", LOCK_WAIT_S):  # seeds are trained alone, and may end together
+            bring_weights(run.folder, run.stores.values())
+            write_json(run.folder / "trained.json", {"run": run.name, "metrics": {str(s): m for s, m in found.items()}})
 
 
 def _trained(

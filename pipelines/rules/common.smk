@@ -3,10 +3,6 @@
 TRAINING_GPUS = int(os.environ.get("FRAMEPOOL_DEVICE", "cpu").startswith("cuda"))
 
 
-def annotations(wildcards):
-    return plan.of(wildcards.dataset).annotations
-
-
 def clips_of(wildcards):
     here = plan.of(wildcards.dataset)
     return here.annotations if here.rendered else []

@@ -14,10 +14,11 @@ rule render:
 
 
 # Jobs read the annotation files themselves and come to the same order as this list keeps, so a shard does not wait for
-# it: Snakemake overlooks what else changed for a job below one that runs.
+# it: Snakemake overlooks what else changed for a job below one that runs. Nor are the files inputs here, for the token
+# follows what they say, and Snakemake refuses whatever is made of a file whose time lies in the future.
 rule index:
     input:
-        annotations,
+        clips_of,
     output:
         update("work/{dataset}/videos.csv"),
     log:

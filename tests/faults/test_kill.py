@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 from extract.shard import extract_shard
 from features.atomic import Disk
 from features.errors import Busy
+from features.journal import finished
 from tests.faults import world
+from tests.workflow import world as workflow
 
 
 def kill_and_resume(folder: Path, tmp: Path, kills: int, seed: int) -> tuple[int, int]:
@@ -121,18 +124,63 @@ def test_a_kill_around_each_rename_of_publishing(small_world: Path, tmp_path: Pa
     assert world.contents(tmp_path / "store") == world.contents(reference)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
-def test_signals_end_cleanly_and_leave_no_decoder(small_world: Path, tmp_path: Path, number: int, code: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_that_nobody_handles_leave_no_decoder(small_world: Path, tmp_path: Path, number: int) -> None:
     process = world.run(small_world, tmp_path / "store")
     journal = tmp_path / "store" / "00000.partial" / "journal.jsonl"
     while not journal.exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(number)
     process.communicate(timeout=20)
-    assert process.returncode in (code, -number, 0)
+    assert process.returncode in (-number, 0)
     assert world.leftovers(process.pid) == []
     extract_shard(world.task(small_world, store=tmp_path / "store"), workers=2)
     assert world.contents(tmp_path / "store") == world.contents(small_world / "undisturbed")
+
+
+EXTRACT = ("extract", "tiny", "--extractor", "rgb", "--threads", "2")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One shard of videos that take some seconds, for the command itself."""
+    folder = workflow.build(tmp_path_factory.mktemp("signals") / "made", 6, frames=200)
+    rgb = {**workflow.CONFIG["extractors"]["rgb"], "sampling": {"kind": "every", "k": 1}}
+    workflow.write_config(folder, {**workflow.CONFIG, "shard_size": 6, "extractors": {"rgb": rgb}})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(dataset: Path) -> dict[str, str]:
+    """What the command makes that nobody disturbs."""
+    folder = shutil.copytree(dataset, dataset.parent / "undisturbed", symlinks=True)
+    workflow.framepool(folder, *EXTRACT)
+    return workflow.contents(workflow.store(folder))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_command_obeys_signals(
+    dataset: Path, whole: dict[str, str], tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """F06: in the midst of a shard it unwinds, so that no lock is left either, and ends with the code that it says."""
+    folder = shutil.copytree(dataset, tmp_path / "here", symlinks=True)
+    features, command = folder / "work" / "tiny" / "features", [sys.executable, "-m", "pipelines", *EXTRACT]
+    with subprocess.Popen(command, cwd=folder, env=workflow.environment(), start_new_session=True) as process:
+        while not (before := kept(features)):
+            assert process.poll() is None, "it ended before it could be disturbed"
+            time.sleep(0.02)
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)  # Ctrl-C goes to the decoders, too
+        assert process.wait(60) == code
+    assert world.leftovers(process.pid) == []
+    assert not list(features.rglob("*.lock")) and not list(features.glob("*/*.json"))
+    assert before <= kept(features), "nothing is lost"
+    workflow.framepool(folder, *EXTRACT)
+    assert workflow.contents(workflow.store(folder)) == whole
+
+
+def kept(features: Path) -> int:
+    """Videos that the journal of the one shard in the making has finished."""
+    return sum(len(finished(path)) for path in features.glob("*/00000.partial"))
 
 
 def test_of_two_extractors_one_works_and_the_other_says_who(small_world: Path, tmp_path: Path) -> None:

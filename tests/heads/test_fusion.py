@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from features.errors import DamagedStore, UserError
+from features.atomic import Lock
+from features.errors import Busy, DamagedStore, UserError
 from heads.fusion import fuse, fuse_run
 from heads.kinds import AverageConfig, FusionConfig
 from heads.training import train_run
@@ -66,12 +67,16 @@ def test_a_fused_run_stands_like_any_other(tmp_path: Path) -> None:
     assert record["stores"] == STORES and record["members"]["a"] == str(tmp_path / "a")
 
 
-def test_what_does_not_belong_together_is_refused(tmp_path: Path) -> None:
+def test_what_does_not_belong_together_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = FusionConfig.parse({"kind": "fusion", "heads": ["a", "b"]}, where="test")
     given: dict[str, Any] = {"config": config, "seed": 0, "split": "1", "provenance": {}}
     members = {"a": run(tmp_path / "a", 0), "b": run(tmp_path / "b", 0, test=range(41, 60))}
     with pytest.raises(DamagedStore, match="runs of other videos or classes"):
         fuse_run(tmp_path / "both", members=members, **given)
+    monkeypatch.setattr("heads.checkpoint.LOCK_WAIT_S", 0)
+    (tmp_path / "both").mkdir()
+    with Lock(tmp_path / "both" / "run.lock"), pytest.raises(Busy, match=r"run\.lock: got held by process"):
+        fuse_run(tmp_path / "both", members={**members, "b": members["a"]}, **given)
     with pytest.raises(DamagedStore, match="no finished run here"):
         fuse_run(tmp_path / "both", members={**members, "b": tmp_path / "nowhere"}, **given)
     (tmp_path / "b" / "predictions.npz").write_bytes(b"")

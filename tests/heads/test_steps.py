@@ -20,6 +20,7 @@ import heads
 import heads.dropout
 from extract.networks.bf16 import has_bf16
 from extract.networks.conv3d import Conv3d
+from features.atomic import Lock
 from features.errors import UserError
 from heads.config import BaseConfig, Sample
 from heads.kinds import AttentionClusterConfig, AverageConfig, StackedLstmConfig, TsLstmConfig, TsnConfig
@@ -302,6 +303,35 @@ def test_two_processes_train_to_the_losses_of_one_with_twice_the_batch(tmp_path:
     again = evaluate_run(tmp_path / "norms", features=features, labels=labels, test=range(40, 60), classes=CLASSES)
     said = json.loads((tmp_path / "norms" / "metrics.json").read_text())
     assert again["loss"] == pytest.approx(said["loss"], abs=1e-6), "all tested with the statistics that are kept"
+
+
+HELD = """
+import sys
+from pathlib import Path
+from features.errors import Busy
+from heads import checkpoint
+from heads.parallel import group, ranks
+from tests.heads.test_steps import PLAIN
+from tests.heads.test_training import go
+checkpoint.LOCK_WAIT_S = 0
+with group("cpu") as device:
+    try:
+        go(Path(sys.argv[1]) / "held", PLAIN["average"], device=device)
+    except Busy as error:
+        (Path(sys.argv[1]) / f"said{ranks().rank}").write_text(str(error))
+    go(Path(sys.argv[1]) / "free", PLAIN["average"], device=device)
+"""
+
+
+def test_a_run_that_another_trains_is_left_by_all_processes(tmp_path: Path) -> None:
+    """None waits for the first one, and they go on with the next run together."""
+    (tmp_path / "held.py").write_text(HELD)
+    (tmp_path / "held").mkdir()
+    with Lock(tmp_path / "held" / "run.lock"):
+        torchrun(str(tmp_path / "held.py"), str(tmp_path))
+    assert f"got held by process {os.getpid()} on " in (tmp_path / "said0").read_text()
+    assert (tmp_path / "said1").read_text().startswith(f"the first process cannot write the run: {tmp_path}/held")
+    assert not list((tmp_path / "held").iterdir()) and (tmp_path / "free" / "run.json").exists()
 
 
 BLIND = """

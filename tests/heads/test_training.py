@@ -7,10 +7,12 @@ import errno
 import itertools
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,9 @@ import pytest
 import torch
 
 import heads
-from features.atomic import Disk
+from features.atomic import Disk, Lock
 from features.batches import Features
-from features.errors import DamagedStore, FramepoolError, UserError
+from features.errors import Busy, DamagedStore, FramepoolError, UserError
 from heads.checkpoint import Keeper, load_head, load_resume, save_head, save_resume
 from heads.config import BaseConfig, Sample
 from heads.data import Data, balanced_weights, hold_out
@@ -207,6 +209,52 @@ def test_a_finished_run_is_not_trained_again_but_a_changed_recipe_is(tmp_path: P
     assert lines == []
     go(tmp_path, provenance={"digest": "e" * 64}, log=lines.append)
     assert len(lines) == 6
+
+
+PAUSED = """
+import sys, time
+from pathlib import Path
+from tests.heads.test_training import go
+def log(line):
+    print(line, flush=True)
+    time.sleep(60)
+go(Path(sys.argv[1]), log=log)
+"""
+
+
+def test_of_two_trainings_of_a_run_one_works_and_the_other_says_who(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed one is taken up from where it was, and no lock is left behind."""
+    go(tmp_path / "whole")
+    command = [sys.executable, "-c", PAUSED, str(tmp_path / "run")]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline().startswith("epoch 1/6")
+        kept = (tmp_path / "run" / "last.pt").read_bytes()
+        monkeypatch.setattr("heads.checkpoint.LOCK_WAIT_S", 0)
+        with pytest.raises(Busy, match=f"locked: .*run/run.lock: got held by process {first.pid} on "):
+            go(tmp_path / "run")
+        assert (tmp_path / "run" / "last.pt").read_bytes() == kept
+        first.kill()
+    lines: list[str] = []
+    go(tmp_path / "run", log=lines.append)
+    assert lines[0] == "goes on after epoch 1/6"
+    assert bytes_of(tmp_path / "run") == bytes_of(tmp_path / "whole")
+    assert not list(tmp_path.rglob("*.lock"))
+
+
+def test_what_another_training_has_finished_meanwhile_is_not_trained_again(tmp_path: Path) -> None:
+    whole = go(tmp_path / "whole")
+    (tmp_path / "run").mkdir()
+    lines: list[str] = []
+    with ThreadPoolExecutor(1) as pool:
+        with Lock(tmp_path / "run" / "run.lock"):
+            second = pool.submit(go, tmp_path / "run", log=lines.append)
+            with pytest.raises(TimeoutError):
+                second.result(timeout=1)
+            shutil.copytree(tmp_path / "whole", tmp_path / "run", dirs_exist_ok=True)
+        assert second.result() == whole
+    assert lines == []
 
 
 def test_the_state_of_another_run_is_not_taken_up(tmp_path: Path) -> None:

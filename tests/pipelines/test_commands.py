@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 import heads
+from features.atomic import Lock
 from pipelines import __main__ as program
 from pipelines import plan as plans
 from pipelines.passes import mentioned
@@ -207,6 +208,38 @@ def test_prune_with_yes_keeps_what_the_config_needs(here: Path, call: Call) -> N
     assert said.code == 0 and said.out.endswith("2 folders removed\n")
     assert world.contents(here / "work" / "tiny") == before
     assert call("features tiny --prune --yes").out == "tiny: nothing to prune\n"
+
+
+@pytest.mark.parametrize("lock", ["features/rgb-00000000/00001.lock", "runs/gone-split1-00000000/seed0/run.lock"])
+def test_prune_leaves_what_somebody_writes(here: Path, call: Call, lock: str) -> None:
+    """A shard or a run that is not finished, of a config that another job has read."""
+    held = here / "work" / "tiny" / lock
+    held.parent.mkdir(parents=True)
+    (held.parent / "kept").write_text("hours of work")
+    with Lock(held):
+        said = call("features tiny --prune --yes")
+        assert said.code == 1 and f"{held.name}: got held by process {os.getpid()} on " in said.err
+        assert (held.parent / "kept").exists()
+    assert call("features tiny --prune --yes").out.endswith("1 folders removed\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "module", "lock"),
+    [
+        ("gather tiny --extractor rgb", "stage_one", "features/rgb-*/store.lock"),
+        ("train tiny --head average", "stage_two", "runs/average-*/trained.lock"),
+    ],
+)
+def test_a_summary_has_one_writer(
+    here: Path, call: Call, monkeypatch: pytest.MonkeyPatch, line: str, module: str, lock: str
+) -> None:
+    monkeypatch.setattr(f"pipelines.commands.{module}.LOCK_WAIT_S", 0)
+    folder, name = Path(lock).parent, Path(lock).name
+    (folder,) = (here / "work" / "tiny").glob(str(folder))
+    with Lock(folder / name):
+        said = call(line)
+    assert said.code == 1 and f"{name}: got held by process {os.getpid()} on " in said.err
+    assert call(line).code == 0 and not (folder / name).exists()
 
 
 def test_verify_passes(here: Path, call: Call) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from extract.samplings import Clips, Every, Fps, Segments, Uniform
 from features.errors import UserError
 from features.recipe import digest
 from pipelines import plan as plans
+from pipelines.passes import passes
 from pipelines.plan import Plan
 from tests.workflow import world
 
@@ -191,6 +193,22 @@ def test_a_link_to_nothing_beside_the_videos_is_no_matter(tiny: Callable[..., Pl
     before = tiny().shard_token(0)
     (tmp_path / "videos" / "Jump" / "gone.avi").symlink_to(tmp_path / "nowhere")
     assert tiny().shard_token(0) == before
+
+
+def test_a_pass_of_many_extractors_has_names_that_a_disk_takes(tiny: Callable[..., Plan]) -> None:
+    config = copy.deepcopy(world.CONFIG)
+    for number in range(17):
+        transform = {"resize": 32 + number, "crop": 32}
+        config["extractors"][f"rgb_backbone_{number:02d}"] = {"kind": "pixels", "transform": transform}
+    (whole,) = passes(tiny(config))
+    for path in (whole.log, whole.benchmark):
+        (Path(path).parent / "00000").mkdir(parents=True)
+    assert Path(whole.log).parts[3].startswith("rgb+rgb_backbone_00+rgb_backbone_01+")
+    assert whole.rule.startswith("extract_tiny_rgb_rgb_backbone_00_") and len(whole.rule) == 200
+    other = replace(whole, stores=whole.stores[:-1])
+    assert len({p.rule for p in (whole, other)}) == len({p.log for p in (whole, other)}) == 2
+    few = replace(whole, stores=whole.stores[:2])
+    assert (few.rule, Path(few.log).parts[3]) == ("extract_tiny_rgb_rgb_backbone_00", "rgb+rgb_backbone_00")
 
 
 def test_clips_that_the_workflow_renders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,12 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from distributed import Client, KilledWorker
+from distributed import Client, KilledWorker, LocalCluster
 
+from features.errors import Busy
 from features.store import shards, verify_shard
 from pipelines import cluster
 from pipelines import plan as plans
@@ -24,7 +26,7 @@ from pipelines.scoring.machine import Machine, Options
 from tests.media import write_video
 from tests.scoring import world
 from tests.scoring.test_score import Call, by_video, close
-from tests.workflow.world import REPO, environment, store
+from tests.workflow.world import CONFIG, REPO, environment, name_of, store, write_config, write_list
 
 pytestmark = pytest.mark.slow
 
@@ -325,6 +327,62 @@ def test_a_worker_that_is_cut_off_costs_a_retry(here: Path, archive: Path, call:
     assert done.returncode == 0, done.stdout + done.stderr
     assert (here / "was_cut").exists() and "300 videos scored" in done.stdout
     close(expected, by_video(here / "s.jsonl"))
+
+
+@pytest.fixture
+def inside() -> Iterator[Client]:
+    """A cluster of one worker in this process."""
+    place = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with LocalCluster(**place) as one, Client(one, set_as_default=False) as client:  # type: ignore[no-untyped-call]
+        yield client
+
+
+def extract_held(client: Client, folder: Path, patch: pytest.MonkeyPatch, tries: int) -> tuple[list[str], list[int]]:
+    """What extraction tells and the shards that were asked for, where somebody holds shard 0 for so many tries."""
+    write_list(folder, [name_of(number) for number in range(9)])
+    (folder / "network.safetensors").write_bytes(b"weights")
+    write_config(folder, CONFIG)
+    patch.chdir(folder)
+    plans.of.cache_clear()
+    asked: list[int] = []
+
+    def extracted(_: object, shard: int, threads: int) -> list[str]:
+        asked.append(shard)
+        if shard == 0 and asked.count(0) <= tries:
+            raise Busy("locked", where="00000.lock", got="held by process 7 on node3")
+        return [f"shard {shard}"]
+
+    patch.setattr("pipelines.commands.stage_one.extracted", extracted)
+    lines = cluster.extract_on(client, [plans.of("tiny").store("rgb")], range(3), 1)
+    return [line for of_shard in lines for line in of_shard], asked
+
+
+def test_a_shard_that_somebody_holds_is_asked_for_again(
+    inside: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a worker does that was cut off: the others are made first, then it is, once it is free."""
+    found, asked = extract_held(inside, tmp_path, monkeypatch, tries=2)
+    assert sorted(found) == ["shard 0", "shard 1", "shard 2"] and found[-1] == "shard 0"
+    assert sorted(asked[:3]) == [0, 1, 2] and asked[3:] == [0, 0]
+
+
+def test_who_holds_a_shard_to_the_end_is_said(inside: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "HELD_S", 0.5)
+    message = "somebody else is at work on them: tiny: shards 0: got locked: 00000.lock: got held by process 7 on node3"
+    with pytest.raises(Busy, match=message):
+        extract_held(inside, tmp_path, monkeypatch, tries=10**6)
+
+
+def test_a_worker_answers_while_a_command_that_ended_waits_for_anothers_task(inside: Client, tmp_path: Path) -> None:
+    cluster._register(inside, cluster.Work("framepool-a", tmp_path, None))
+    with ThreadPoolExecutor(1) as pool:
+        with cluster._ONE_TASK:
+            leaving = pool.submit(inside.unregister_worker_plugin, "framepool-a")
+            with pytest.raises(TimeoutError):
+                leaving.result(timeout=2)
+            answer = inside.submit(int, "7", pure=False)  # type: ignore[no-untyped-call]
+            assert answer.result(timeout=20) == 7
+        leaving.result(timeout=20)
 
 
 def test_nobody_at_the_address(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

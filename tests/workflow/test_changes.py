@@ -1,4 +1,4 @@
-"""F32, F34: after a change Snakemake redoes what the change touches and nothing else."""
+"""F16, F32, F34: after a change Snakemake redoes what the change touches and nothing else."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy as copies
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,20 @@ def changed(**changes: Any) -> dict[str, Any]:
             inside = inside[part]
         inside[(node, *path)[-1]] = value
     return config
+
+
+def test_annotations_from_the_future_are_read_once(tmp_path: Path) -> None:
+    """F16: files with times of another clock stop nothing and are read again when they say something else."""
+    folder, listed = world.build(tmp_path, 4), "work/tiny/videos.csv"
+    tomorrow = time.time() + 86400
+    for path in (folder / "lists").iterdir():
+        os.utime(path, (tomorrow, tomorrow))
+    world.snakemake(folder, listed)
+    assert world.planned(folder, listed) == {}
+    world.write_list(folder, [world.name_of(number) for number in range(3)])
+    assert world.planned(folder, listed) == {"index": 1}
+    (folder / "lists" / "classInd.txt").unlink()
+    assert "framepool: annotation file is missing" in world.snakemake(folder, code=None)
 
 
 SHARDS = 3

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from pipelines.running import announce
 from tests.media import share_networks, write_network, write_video
 from tests.workflow import world
 
@@ -89,6 +90,12 @@ def test_the_same_command_goes_on_at_once(
     world.snakemake(folder, target(folder))
     assert killed and world.gone(killed)
     assert world.contents(world.store(folder)) == undisturbed
+
+
+def test_the_mark_of_a_workflow_can_be_read(tmp_path: Path) -> None:
+    """NFS gives a shared lock on nothing else."""
+    with announce(tmp_path) as mark:
+        assert mark.readable()
 
 
 def test_nothing_of_a_killed_snakemake_goes_on(killed: list[psutil.Process]) -> None:
