@@ -18,8 +18,7 @@ from typing import Any, Final, TypeVar
 
 from extract.config import AnyExtractor, Imported, Networked, recipe
 from features import videolist
-from features.errors import FramepoolError, UserError, nearest
-from features.manifest import read_manifest, shards
+from features.errors import UserError, nearest
 from features.recipe import digest
 from features.videolist import Video, VideoList
 from heads.config import BaseConfig, RunWeights
@@ -27,6 +26,7 @@ from heads.kinds import HeadConfig, numerics
 from pipelines.comparisons import Comparison
 from pipelines.config import Dataset, Rendered, config_path, from_run, has_network, load, waits_for, weights_digest
 from pipelines.datasets import demo, flash, scenes
+from pipelines.missing import check_videos
 from pipelines.parts import Run, Store
 
 WORK = Path("work")
@@ -155,27 +155,6 @@ class Plan:
                         info = entry.stat()
                         found[f"{folder}/{entry.name}" if folder else entry.name] = (info.st_size, info.st_mtime_ns)
         return found
-
-    def check_videos(self, stores: Iterable[Store]) -> None:
-        """Raises `UserError` where one of `stores` reads videos, and all of the list are missing, or of more than
-        `max_bad_share` of it the files are and features are not: a disk that is not mounted must not pass for broken
-        files, whose features would be taken away."""
-        readers = [store for store in stores if store.reads_video]
-        videos = self.videos.videos
-        gone = {video.id for video in videos if not video.path}
-        most = self.config.max_bad_share * len(videos)
-        if self.rendered or self.config.generated or not readers or len(gone) <= min(most, len(videos) - 1):
-            return
-        kept = max(len(gone & _with_rows(store.folder)) for store in readers)
-        if len(gone) < len(videos) and kept <= most:
-            return
-        there = f"{len(videos) - len(gone)} of {len(videos)}" if len(gone) < len(videos) else f"none of {len(videos)}"
-        where, got = f"{config_path(self.dataset)}: $.videos.root", f"{there} in {self.root}"
-        fix = "put them there, or say where they are"
-        if kept:
-            got += f", and features of {kept} of the others" if len(gone) < len(videos) else ""
-            fix += "; features that are there stay, and `framepool train` and `assemble` go on with them"
-        raise UserError("the videos are not there", where=where, got=got, fix=fix)
 
     @lru_cache  # noqa: B019
     def _state(self, path: Path) -> str:
@@ -380,16 +359,6 @@ class Plan:
         return known[name]
 
 
-def _with_rows(folder: Path) -> set[str]:
-    """The videos that a store has rows of."""
-    found: set[str] = set()
-    for shard in shards(folder):
-        with suppress(FramepoolError):  # what is damaged has none
-            manifest = read_manifest(folder, shard)
-            found.update(id for id, o in zip(manifest.ids, manifest.outcomes, strict=True) if o.rows)
-    return found
-
-
 @lru_cache
 def of(dataset: str) -> Plan:
     """The plan of a dataset, made once."""
@@ -405,7 +374,7 @@ def requested(targets: Iterable[str]) -> list[Plan]:
         for needed in (*plan.needs, plan):
             needed.runs()
             needed.compared()
-            needed.check_videos(needed.all_stores())
+            check_videos(needed, needed.all_stores())
     return plans
 
 

@@ -22,6 +22,7 @@ from features.outcome import FAILED, Outcome, counts
 from features.recipe import digest
 from pipelines import plan as plans
 from pipelines.config import Rendered, config_path
+from pipelines.missing import check_videos
 from pipelines.plan import Store
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def extract(args: Namespace) -> None:
     if args.shard is not None and args.shard not in range(plan.shard_count):
         raise UserError("unknown shard", where=args.dataset, expected=f"0 to {plan.shard_count - 1}", got=args.shard)
     numbers = range(plan.shard_count) if args.shard is None else [args.shard]
-    plan.check_videos(stores)
+    check_videos(plan, stores)
     if args.shard is None and plan.config.disk_gb:
         from pipelines.sizes import check_budget
 
@@ -126,7 +127,7 @@ def verify(args: Namespace) -> None:
 
     plan = plans.of(args.dataset)
     if args.repair:
-        plan.check_videos(plan.stores())
+        check_videos(plan, plan.stores())
     damaged = 0
     for store in sorted(plan.stores(), key=_depth):
         rows = 0
