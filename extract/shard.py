@@ -13,7 +13,7 @@ makes take the place of decoded ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +59,8 @@ class Task:
 
     `source` is what it reads: the video (None), the folder of another extractor's store, or the task of one that is
     not stored. `calibration` are videos of the dataset, the same for every shard, for int8. Where videos are made, it
-    is by the `generator`.
+    is by the `generator`. Where its weights, or its source's, come from a run of ours, it `follows` that run: shards of
+    other weights are made anew.
     """
 
     extractor: str
@@ -75,6 +76,7 @@ class Task:
     calibration: tuple[Item, ...] = ()
     generator: Generator | None = None
     collection: Collection | None = None  # of rows that others made
+    follows: bool = False
 
     @property
     def wanted(self) -> tuple[Any, ...]:
@@ -126,9 +128,22 @@ def _whole(task: Task) -> Manifest | None:
     whole = republish(task.store, task.wanted, task.shard)
     if whole is not None and whole.unread and whole.unread != _unread(task, whole.outcomes):
         return None  # files were mended, maybe where `list_digest` does not look
-    if whole is not None and isinstance(task.weights, Path):
+    if whole is not None and isinstance(task.weights, Path) and not task.follows:
         _same_facts(task, whole.facts, {"weights_sha256": file_sha256(task.weights)})
-    return whole
+    return None if whole is not None and _other_weights(task, whole.facts) else whole
+
+
+def _other_weights(task: Task, facts: Mapping[str, Any]) -> bool:
+    """Whether rows of these facts are not of the weights that there are now, its own or its source's."""
+    if isinstance(task.weights, Path) and facts.get("weights_sha256") != file_sha256(task.weights):
+        return True
+    source = facts.get("source") or {}
+    if isinstance(task.source, Task):
+        return _other_weights(task.source, source)
+    if isinstance(task.source, Path):
+        with suppress(FramepoolError):  # a source may be gone since
+            return any(source.get(key) != value for key, value in read_manifest(task.source, task.shard).facts.items())
+    return False
 
 
 def _unread(task: Task, outcomes: Sequence[Outcome]) -> dict[str, str]:
@@ -177,7 +192,8 @@ class _Making:
         self.stage = stage_of(task)
         facts = self.stage.lasting_facts
         if (other := next((s for s in shards(task.store) if s != task.shard), None)) is not None:
-            _same_facts(task, read_manifest(task.store, other).facts, facts)
+            ours = {k: v for k, v in facts.items() if not task.follows or k not in ("weights_sha256", "source")}
+            _same_facts(task, read_manifest(task.store, other).facts, ours)
         self.facts, self.wanted = facts, task.wanted
         head = {"digest": self.wanted[0], "list_digest": self.wanted[1], "facts": facts}
         shape = {k: self.stage.facts[k] for k in ("row_shape", "dtype")}

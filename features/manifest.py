@@ -10,6 +10,7 @@ inside the shard (part of what is renamed into place) and beside it as the publi
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy.typing as npt
 
 from features.errors import DamagedStore, FramepoolError
 from features.outcome import Outcome
+from features.recipe import digest
 
 FORMAT = 1
 MAX_BYTES = 256 << 20  # nobody's shard needs more; a hostile gigabyte of JSON stops here
@@ -123,6 +125,11 @@ def parse_manifest(path: Path) -> Manifest:
         raise FramepoolError("shard is not there", where=path, got=got, fix="run `framepool extract` for it") from None
     except (ValueError, RecursionError) as error:
         raise DamagedStore("damaged manifest", where=path, got=error, fix=REPAIR) from None
+
+
+def contents(folder: Path, numbers: Iterable[int]) -> str:
+    """What tells the rows of published shards from others of their recipe: a digest of their files' digests."""
+    return digest([read_manifest(folder, number).files for number in numbers])
 
 
 def shards(folder: Path) -> list[int]:

@@ -50,6 +50,7 @@ class Data:
     classes: tuple[str, ...]
     actions: Sequence[Sequence[Action]] | None = None
     groups: Sequence[str] | None = None
+    contents: Sequence[str] = ()  # what tells the rows from others of the same recipes
 
     @property
     def videos(self) -> tuple[str, ...]:
@@ -199,7 +200,7 @@ def load(dataset: str, *modalities: str, split: str | None = None) -> Data:
     """
     from features.batches import Features
     from features.errors import UserError, nearest
-    from features.manifest import shards
+    from features.manifest import contents, shards
     from pipelines import plan as plans
     from pipelines.commands.stage_two import split_of
 
@@ -217,7 +218,8 @@ def load(dataset: str, *modalities: str, split: str | None = None) -> Data:
     actions = None if videos.actions is None else [videos.actions.get(video.id, ()) for video in videos.videos]
     groups = [video.group for video in videos.videos]
     sides = train_videos, test_videos
-    return Data(dataset, split, features, folders, labels, *sides, tuple(videos.classes), actions, groups)
+    rows = [contents(folder, shards(folder)) for folder in folders.values()]
+    return Data(dataset, split, features, folders, labels, *sides, tuple(videos.classes), actions, groups, rows)
 
 
 def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, **options: Any) -> Run:
@@ -240,8 +242,10 @@ def train(data: Data, head: str, *, seed: int = 0, folder: Path | None = None, *
     config = heads.HEADS[head][1].parse({"features": list(data.folders), **options}, where=f"head {head}")
     plan = plans.of(data.dataset)
     sides = [[data.videos[v] for v in side] for side in (data.train_videos, data.test_videos)]
-    timed = [data.actions] if getattr(getattr(config, "train", None), "clip_s", None) is not None else []
-    of_data = [data.features.stores, data.classes, data.labels.tolist(), sides, *timed]
+    steps = getattr(config, "train", None)
+    timed = [data.actions] if getattr(steps, "clip_s", None) is not None else []
+    held = [data.groups] if getattr(steps, "hold_out", 0) else []
+    of_data = [data.features.stores, data.contents, data.classes, data.labels.tolist(), sides, *timed, *held]
     named = digest([config.recipe(), numerics(config), *of_data])
     folder = folder or WORK / data.dataset / "notebook" / f"{head}-{named[:8]}" / f"seed{seed}"
     train_run(

@@ -87,6 +87,7 @@ def fuse_run(
         "multi_label": several,
         "stores": {m: store for record in records.values() for m, store in record["stores"].items()},
         "members": {name: str(place) for name, place in members.items()},
+        "made_of": {name: record["digest"] for name, record in records.items()},
         "parameters": sum(record["parameters"] for record in records.values()),
         "epochs": 0,
         "best_epoch": 0,

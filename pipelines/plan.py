@@ -172,6 +172,8 @@ class Plan:
         """The store of an extractor, as the heads of `split` read it: one a split where its weights, or those of its
         source, are trained on the split."""
         config = self._named("extractors", extractor)
+        if split is not None:
+            self._split(split)
         source = self.store(config.source, split) if config.source else None
         source_digest = source.digest if source else None
         run = self.training(config, split)
@@ -227,10 +229,7 @@ class Plan:
     def run(self, head: str, split: str) -> Run:
         """The run of a head on a split. Its digest is known before anything is trained."""
         config = self._named("heads", head)
-        if split not in self.config.splits:
-            raise UserError(
-                "unknown split", where=config_path(self.dataset), got=split, fix=nearest(split, self.config.splits)
-            )
+        self._split(split)
         value = {
             "head": config.recipe(),
             "numerics": numerics(config),
@@ -254,6 +253,11 @@ class Plan:
         if getattr(train, "hold_out", 0):
             value["groups"] = digest([[v.id, v.group] for v in self.videos.videos])
         return Run(self, head, split, value)
+
+    def _split(self, split: str) -> None:
+        if split not in self.config.splits:
+            where = config_path(self.dataset)
+            raise UserError("unknown split", where=where, got=split, fix=nearest(split, self.config.splits))
 
     def start(self, head: HeadConfig, split: str) -> Run | None:
         """The run whose weights the training of a head on a split begins with."""

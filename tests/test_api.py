@@ -91,6 +91,8 @@ def test_a_notebook_trains_what_the_command_trains(here: Path) -> None:
     assert framepool.train(data, "ridge").folder == ours.folder
     assert (ours.folder / "run.json").stat().st_mtime_ns == before, "the same call trains nothing again"
     assert framepool.train(data, "ridge", alpha=2.0).folder != ours.folder
+    assert data.contents == [json.loads((data.folders["rgb"] / "store.json").read_bytes())["contents"]]
+    assert framepool.train(dataclasses.replace(data, contents=["of other rows"]), "ridge").folder != ours.folder
 
 
 def test_a_dask_array_reads_a_block_only_when_it_is_computed(here: Path) -> None:

@@ -17,9 +17,8 @@ from extract.config import Networked
 from features import videolist
 from features.atomic import LOCK_WAIT_S, Lock, make_folder, write_json
 from features.errors import DamagedStore, FramepoolError, TooManyBad, UserError, printable
-from features.manifest import Manifest, manifest_path, read_manifest, shards
+from features.manifest import Manifest, contents, manifest_path, read_manifest, shards
 from features.outcome import FAILED, Outcome, counts
-from features.recipe import digest
 from pipelines import plan as plans
 from pipelines.config import Rendered, config_path
 from pipelines.missing import check_videos
@@ -113,12 +112,12 @@ def extract(args: Namespace) -> None:
             print("\n".join(extracted(stores, shard, args.threads)), flush=True)
     if args.shard is None:
         for store in stores:
-            _gather(store)
+            gathered(store)
 
 
 def gather(args: Namespace) -> None:
-    """See `_gather`."""
-    _gather(plans.of(args.dataset).store(args.extractor, args.split))
+    """See `gathered`."""
+    gathered(plans.of(args.dataset).store(args.extractor, args.split))
 
 
 def verify(args: Namespace) -> None:
@@ -232,10 +231,11 @@ def task_of(store: Store, shard: int) -> Task:
         calibration=tuple(Item(v.id, v.path) for v in first),
         generator=plan.generator,
         collection=collection,
+        follows=store.waits_for_training,
     )
 
 
-def _gather(store: Store) -> None:
+def gathered(store: Store) -> None:
     """Write the store's summary: outcomes, rows, bytes, and what the report says of it.
 
     Raises `TooManyBad` where more than the config's share failed, `FramepoolError` where a shard is missing or the
@@ -274,7 +274,7 @@ def _gather(store: Store) -> None:
     summary = {
         "store": store.name,
         "digest": store.digest,
-        "contents": digest([m.files for m in manifests]),
+        "contents": contents(store.folder, range(plan.shard_count)),
         "facts": first.facts,
         "outcomes": counts(outcomes),
         "rows": sum(m.rows for m in manifests),

@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from features.atomic import LOCK_WAIT_S, Lock, write_json
 from features.errors import FramepoolError, UserError, nearest
-from features.recipe import digest
 from features.videolist import VideoList
 from pipelines import plan as plans
 from pipelines.comparisons import Comparison
 from pipelines.described import bring_weights, described
+from pipelines.made_of import contents_of, freshen, made_of, stale
 from pipelines.plan import Plan, Run, Store
 from pipelines.side_by_side import side_by_side
 from pipelines.sources import Ahead, from_disk, opened, reading_ahead
@@ -72,8 +72,15 @@ def _train(runs: Sequence[Run], args: Namespace, first: bool, ahead: Ahead | Non
 
 
 def _tell(run: Run, seed: int, metrics: dict[str, Any], found: dict[int, dict[str, Any]], start: float) -> None:
+    from heads.checkpoint import read_run
+
     found[seed] = metrics
     print(f"{run.head} seed {seed}: {_in_short(metrics)} after {time.monotonic() - start:.1f} s", flush=True)
+    records = {s: read_run(run.folder / f"seed{s}") for s in {*run.seeds, seed}}
+    digests = {s: record["digest"] for s, record in records.items() if record is not None}
+    for other in run.seeds:  # that was trained before, of the same rows and videos
+        if other not in found and other in digests and digests[other] == digests[seed]:
+            found[other] = json.loads((run.folder / f"seed{other}" / "metrics.json").read_bytes())
     if set(run.seeds) <= found.keys():
         with Lock(run.folder / "trained.lock", LOCK_WAIT_S):  # seeds are trained alone, and may end together
             bring_weights(run.folder, run.stores.values())
@@ -103,7 +110,10 @@ def _trained(
         keep_freed_memory()
     torch.set_num_threads(args.threads if workers == 1 else 1)  # before the first tensor: children inherit no threads
     stores = _stores(runs)
-    contents = {m: _contents(store) for m, store in stores.items()}
+    if own.first:
+        for store in stores.values():
+            freshen(store)
+    contents = {m: contents_of(store) for m, store in stores.items()}
     videos, train_set, test_set, labels = split_of(plan, runs[0].split)
     said = f"{len(train_set)} train, {len(test_set)} test videos, {len(videos.classes)} classes"
     say = partial(print, flush=True) if own.first else _silent
@@ -143,7 +153,7 @@ def _trained(
                 "dataset": plan.dataset,
                 "head": run.head,
                 "recipe": run.digest,
-                "digest": digest([run.digest, {m: contents[m] for m in run.stores}, plan.tested(run.split)]),
+                "digest": made_of(run, contents),
                 "stores": own.stores,
                 "streamed": streamed,
                 "extractors": {m: described(store) for m, store in run.stores.items()},
@@ -200,16 +210,6 @@ def _begun(run: Run) -> BaseConfig:
         fix = f"run `framepool train {run.plan.dataset} --head {first.head} --split {first.split}` first"
         raise UserError("weights are not trained yet", where=first.network, fix=fix)
     return config.with_network(str(first.network), inflated=False)  # type: ignore[no-any-return]
-
-
-def _contents(store: Store) -> str:
-    """What tells the rows of a store from others of its recipe; of one that is not stored, the files that it reads."""
-    if store.config.store:
-        contents: str = _summary(store)["contents"]
-        return contents
-    from extract.fingerprint import Item, list_digest
-
-    return list_digest([Item(v.id, v.path) for v in store.plan.videos.videos], store.plan.root)
 
 
 def _fused(run: Run, seed: int) -> dict[str, Any]:
@@ -278,6 +278,12 @@ def assemble(args: Namespace) -> None:
     elif missing:
         fix = f"run `framepool train {plan.dataset} --head {missing[0].head} --split {missing[0].split}`"
         raise UserError("a head is not trained yet", where=missing[0].folder, fix=fix)
+    old = stale(runs)
+    if args.partial:
+        runs = [run for run in runs if run not in old]
+    elif old:
+        fix = f"run `framepool train {plan.dataset} --head {old[0].head} --split {old[0].split}`"
+        raise UserError("a head was judged on another list or other features", where=old[0].folder, fix=fix)
     write_results(
         args.out or plan.results,
         dataset=plan.dataset,
@@ -335,13 +341,6 @@ def split_of(plan: Plan, split: str) -> tuple[VideoList, Sequence[int], Sequence
     else:
         labels = np.array([video.labels[0] for video in videos.videos])
     return videos, sides["train"], sides["test"], labels
-
-
-def _summary(store: Store) -> Any:
-    if not Path(store.summary).is_file():
-        fix = f"run `framepool extract {store.plan.dataset} {store.arguments}` first"
-        raise UserError("features are not complete", where=store.folder, expected="a store.json in it", fix=fix)
-    return json.loads(Path(store.summary).read_bytes())
 
 
 def _in_short(metrics: dict[str, Any]) -> str:

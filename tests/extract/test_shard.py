@@ -279,7 +279,7 @@ def test_a_signal_while_batches_are_handed_over_ends_the_writer(tmp_path: Path) 
 
 
 def test_other_weights_under_the_same_recipe_are_refused(folder: Path, extracted: Path, tmp_path: Path) -> None:
-    """So it is when a run of ours was trained again: its recipe is the old one, its weights are not."""
+    """A file that was replaced may be another network."""
     shutil.copytree(extracted, tmp_path / "store")
     job = task(folder, tmp_path / "store", weights="other.safetensors", recipe=task(folder, tmp_path).recipe)
     before = world.contents(tmp_path / "store")
@@ -288,6 +288,22 @@ def test_other_weights_under_the_same_recipe_are_refused(folder: Path, extracted
             extract_shard(replace(job, shard=shard), workers=1)
         assert "remove the store's folder to make it anew" in str(e.value)
     assert world.contents(tmp_path / "store") == before
+
+
+def test_a_store_follows_the_run_that_trains_its_weights(folder: Path, extracted: Path, tmp_path: Path) -> None:
+    """Trained again it has the old recipe and other weights; and so does what reads the store."""
+    shutil.copytree(extracted, tmp_path / "store")
+    job = task(folder, tmp_path / "store", weights="other.safetensors", recipe=task(folder, tmp_path).recipe)
+    before = read_shard(job.store, 0)
+    for shard in (1, 0):
+        extract_shard(replace(job, shard=shard, follows=True), workers=1)
+        manifest = read_shard(job.store, shard).manifest
+        assert manifest.facts["weights_sha256"] == file_sha256(folder / "other.safetensors")
+    after = read_shard(job.store, 0)
+    assert after.manifest.ids == before.manifest.ids and not np.array_equal(after.frames, before.frames)
+    made = world.contents(job.store)
+    extract_shard(replace(job, follows=True), workers=1)
+    assert world.contents(job.store) == made
 
 
 @pytest.fixture

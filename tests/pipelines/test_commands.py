@@ -23,6 +23,7 @@ from pipelines import __main__ as program
 from pipelines import plan as plans
 from pipelines.passes import mentioned
 from tests.heads.test_training import bytes_of
+from tests.media import write_video
 from tests.workflow import world
 
 Call = Callable[..., "Said"]
@@ -127,6 +128,35 @@ def test_many_videos_that_are_gone_take_no_features_with_them(here: Path, call: 
     assert said.code == 2 and world.contents(world.store(here)) == before
     got = "got 5 of 9 in videos, and features of 4 of the others"
     assert f"the videos are not there: config/tiny.yaml: $.videos.root: {got}" in said.err
+
+
+def test_results_are_of_what_is_there_now(here: Path, call: Call) -> None:
+    """A shard was made anew by itself: what was judged on the rows of before is no result any more."""
+    assert call("train tiny --head ridge").code == call("assemble tiny").code == 0
+    number = next(n for n in range(3) if world.name_of(5) in (world.store(here) / f"{n:05d}.json").read_text())
+    write_video(here / "videos" / f"{world.name_of(5)}.avi", frames=9, seed=99, codec="mpeg4")
+    assert call(f"extract tiny --extractor rgb --shard {number}").code == 0
+    said = call("assemble tiny")
+    assert said.code == 2 and "a head was judged on another list or other features: work/tiny/runs/" in said.err
+    folder = next((here / "work/tiny/runs").glob("ridge-*/seed0"))
+    before = json.loads((folder / "run.json").read_bytes())["digest"]
+    assert call("train tiny --head ridge").code == 0
+    assert json.loads((folder / "run.json").read_bytes())["digest"] != before
+    assert call("assemble tiny --partial").out.endswith("1 of 2 heads\n")
+    assert call("train tiny --head average").code == call("assemble tiny").code == 0
+
+
+def test_seeds_may_be_trained_one_by_one(here: Path, call: Call) -> None:
+    world.write_config(here, {**world.CONFIG, "seeds": [0, 1]})
+    assert call("train tiny --head ridge").code == call("train tiny --head average --seed 1").code == 0
+    assert call("assemble tiny").code == 0
+    (folder,) = (here / "work/tiny/runs").glob("average-*")
+    assert set(json.loads((folder / "trained.json").read_bytes())["metrics"]) == {"0", "1"}
+
+
+def test_an_unknown_split_is_said(here: Path, call: Call) -> None:
+    said = call("extract tiny --extractor rgb --split 7")
+    assert said.code == 2 and "unknown split: config/tiny.yaml: got 7" in said.err
 
 
 def test_index_names_a_head_with_a_network_that_there_is_not(here: Path, call: Call) -> None:
