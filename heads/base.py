@@ -161,6 +161,15 @@ def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
         return torch.einsum("bl,bld->bd", weights, zero_padding(rows, mask))
 
 
+def log_mean_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """(B,L,K), (B,L) -> (B,K): the logarithm of the mean probability of the rows that are there, however unlikely a
+    class is; zeros where there is none."""
+    counts = mask.sum(dim=1, keepdim=True)  # (B,1)
+    summed = mask | (counts == 0)  # the logarithm of no sum is no number
+    logs = scores.log_softmax(dim=2).masked_fill(~summed[..., None], -torch.inf)
+    return torch.where(counts > 0, logs.logsumexp(dim=1) - counts.clamp_min(1).log(), 0)
+
+
 def unrounded(rows: Tensor) -> AbstractContextManager[object]:
     """Within it products of `rows` that are float32 stay so under autocast, too: where they are sums, and no layers,
     bf16 would take digits and give no time. Rows of another type are left to autocast."""

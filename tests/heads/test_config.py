@@ -142,6 +142,17 @@ def test_sums_of_bf16_steps_are_of_another_code(head: dict[str, Any], others: in
     assert found[1] - found[0] == others
 
 
+def test_means_of_probabilities_are_of_another_code() -> None:
+    clips, maps = {"kind": "vtn", "features": ["pixels"]}, {"kind": "i3d", "features": ["maps"]}
+    fusion: dict[str, Any] = {"kind": "fusion", "heads": ["a", "b"]}
+    for changed, same in (
+        ({**clips, "encoder": {**NET, "of": "softmax"}}, {**clips, "encoder": NET}),
+        ({**maps, "consensus": "softmax"}, {**maps, "consensus": "logits"}),
+        ({**fusion, "of": "softmax"}, fusion),
+    ):
+        assert [numerics(parse(**head)) - NUMERICS[head["kind"]] for head in (changed, same)] == [1, 0]
+
+
 def test_heavy_dropout_of_a_cluster_is_of_another_code() -> None:
     found = [numerics(parse(kind="attention_cluster", features=["rgb"], dropout=rate)) for rate in (0.7, 0.8, 0.9)]
     assert found == [NUMERICS["attention_cluster"] + heavy for heavy in (0, 1, 1)]
