@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         height_px, width_px = clips.shape[-3:-1]
         if random:
             mirror = self.config.augment == "crop_flip"
-            scales = SCALES if self.config.reads in ("rgb", "stacked") else MOTION_SCALES
+            scales = MOTION_SCALES if self.config.reads == "flow" else SCALES  # VTN's; TSN crops differences less far
             boxes = random_boxes(len(clips), height_px, width_px, mirror=mirror, generator=None, scales=scales)
         elif height_px == width_px == self.size_px:
             return clips

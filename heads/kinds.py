@@ -379,8 +379,9 @@ def numerics(config: Any) -> int:
     dropout is heavy, as that of wide ones was drawn otherwise, one where a noisy-or excludes or counts, as its sums
     were taken in another order, one where an encoder may lack clips, which its head saw as well, one where labels are
     cut to clips of several modalities, of which the first alone gave the span, one where videos are held out, which
-    tore groups apart, one where bf16 steps sum what is float32: parts of codes, clips, maps or rows, and one where
-    probabilities are averaged, of which the least were 1e-30."""
+    tore groups apart, one where bf16 steps sum what is float32: parts of codes, clips, maps or rows, one where
+    probabilities are averaged, of which the least were 1e-30, and one where an encoder crops differences, which it
+    did less far."""
     cnn = getattr(config, config.cnn) if isinstance(config, BaseConfig) and config.cnn else None
     augment = getattr(cnn, "augment", getattr(config, "augment", "none"))
     crops = cnn is not None and augment != "none"
@@ -395,5 +396,6 @@ def numerics(config: Any) -> int:
     spans = train is not None and train.clip_s is not None and len(config.features) > 1 and config.align is None
     held_out = train is not None and train.hold_out > 0
     shares = "softmax" in (getattr(config, "consensus", ""), getattr(encoder, "of", ""), getattr(config, "of", ""))
-    more = heavy + rows + lacking + spans + held_out + shares
+    far = encoder is not None and encoder.reads == "rgbdiff" and crops
+    more = heavy + rows + lacking + spans + held_out + shares + far
     return NUMERICS[config.kind] + bf16 * (crops + lstm + sums) + more

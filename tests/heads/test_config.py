@@ -153,6 +153,12 @@ def test_means_of_probabilities_are_of_another_code() -> None:
         assert [numerics(parse(**head)) - NUMERICS[head["kind"]] for head in (changed, same)] == [1, 0]
 
 
+def test_crops_of_differences_in_an_encoder_are_of_another_code() -> None:
+    reads = [{**NET, "reads": "rgbdiff"}, {**NET, "reads": "rgbdiff", "augment": "none"}, {**NET, "reads": "stacked"}]
+    found = [numerics(parse(kind="vtn", features=["pixels"], encoder=encoder)) for encoder in reads]
+    assert found == [NUMERICS["vtn"] + far for far in (1, 0, 0)]
+
+
 def test_heavy_dropout_of_a_cluster_is_of_another_code() -> None:
     found = [numerics(parse(kind="attention_cluster", features=["rgb"], dropout=rate)) for rate in (0.7, 0.8, 0.9)]
     assert found == [NUMERICS["attention_cluster"] + heavy for heavy in (0, 1, 1)]

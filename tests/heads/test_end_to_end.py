@@ -196,12 +196,15 @@ def test_a_crop_a_clip_alike_in_all_frames_and_only_from_augmented() -> None:
     assert torch.equal(head(found, masks), head(found, masks))
 
 
-@pytest.mark.parametrize(("reads", "scales"), [("rgb", SCALES), ("stacked", SCALES), ("rgbdiff", MOTION_SCALES)])
-def test_motion_is_cropped_less_far(reads: str, scales: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("reads", "scales"), [("rgb", SCALES), ("stacked", SCALES), ("rgbdiff", SCALES), ("flow", MOTION_SCALES)]
+)
+def test_flow_is_cropped_less_far(reads: str, scales: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     real = heads.end_to_end.random_boxes  # type: ignore[attr-defined]
     monkeypatch.setattr("heads.end_to_end.random_boxes", lambda *a, **k: seen.append(k["scales"]) or real(*a, **k))
-    make((4, 48, 64, 3), network={"reads": reads}).train().augmented({"clips": rows((4, 48, 64, 3), 1, 1)}, whole(1, 1))
+    clip = (4, 48, 64, 2 if reads == "flow" else 3)
+    make(clip, network={"reads": reads}).train().augmented({"clips": rows(clip, 1, 1)}, whole(1, 1))
     assert seen == [scales]
 
 
