@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 SCALES: Final = (1.0, 0.875, 0.75, 0.66)  # of colours
-MOTION_SCALES: Final = SCALES[:3]  # of flow and of differences, in the authors' code
+MOTION_SCALES: Final = SCALES[:3]  # of flow, and in the authors' code of differences
 # (down, right) in quarters of the room that the crop leaves
 PLACES: Final = (
     *((0, 0), (0, 4), (4, 0), (4, 4), (2, 2)),  # corners, middle

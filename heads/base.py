@@ -15,6 +15,7 @@ Legend: B videos, L rows, *D one row, C classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -66,7 +67,11 @@ class Head(nn.Module):
     def of_classes(self, outputs: Tensor) -> Tensor:
         """(...,K) of parts -> (...,C) by the codes of `decode`; the same without codes."""
         codes: Tensor | None = getattr(self, "codes", None)
-        return outputs if codes is None else outputs.float() @ codes.T
+        if codes is None:
+            return outputs
+        outputs = outputs.float()
+        with unrounded(outputs):
+            return outputs @ codes.T
 
     @property
     def stands_in(self) -> bool:
@@ -152,7 +157,25 @@ def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
     """(B,L,D), (B,L) -> (B,D): the mean of the rows that are there; zeros where there is none."""
     weights = mask.to(rows.dtype)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1)
-    return torch.einsum("bl,bld->bd", weights, zero_padding(rows, mask))
+    with unrounded(rows):
+        return torch.einsum("bl,bld->bd", weights, zero_padding(rows, mask))
+
+
+def log_mean_softmax(scores: Tensor, mask: Tensor) -> Tensor:
+    """(B,L,K), (B,L) -> (B,K): the logarithm of the mean probability of the rows that are there, however unlikely a
+    class is; zeros where there is none."""
+    counts = mask.sum(dim=1, keepdim=True)  # (B,1)
+    summed = mask | (counts == 0)  # the logarithm of no sum is no number
+    logs = scores.log_softmax(dim=2).masked_fill(~summed[..., None], -torch.inf)
+    return torch.where(counts > 0, logs.logsumexp(dim=1) - counts.clamp_min(1).log(), 0)
+
+
+def unrounded(rows: Tensor) -> AbstractContextManager[object]:
+    """Within it products of `rows` that are float32 stay so under autocast, too: where they are sums, and no layers,
+    bf16 would take digits and give no time. Rows of another type are left to autocast."""
+    if rows.dtype != torch.float32 or rows.is_meta or torch.compiler.is_compiling():
+        return nullcontext()
+    return torch.autocast(rows.device.type, enabled=False)
 
 
 def zero_padding(rows: Tensor, mask: Tensor) -> Tensor:

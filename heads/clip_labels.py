@@ -1,7 +1,8 @@
 """What happens in a clip: labels with times, cut to the span of the rows that training has picked.
 
 Charades (2016) as SlowFast (2019) trains on it: a clip's labels are those of its frames together. The test asks for the
-labels of the whole video.
+labels of the whole video. Actions count from a video's start, and rows have the times of its file: stores do not keep
+where those begin, so where it is not at 0, as in MPEG-TS, labels are off by as much.
 Legend: V videos, A actions of all videos, B videos of a batch, C classes.
 
     actions = Actions.of([[(3, 0.0, 2.5), (7, 2.0, 9.0)], []])      # of each video (label, start, end), in seconds

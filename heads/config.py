@@ -102,7 +102,8 @@ class TrainConfig(Config):
     clip_s: PositiveFloat | None = Field(
         None,
         description="for lists whose labels have times: a training sample is labelled with what happens from its first "
-        "to its last row, each of which covers so many seconds; null: with all that happens in the video",
+        "to its last row, each of which covers so many seconds; null: with all that happens in the video. "
+        "The files' times must begin at 0, as the labels' do",
     )
     early_stop: PositiveInt | None = Field(
         None,

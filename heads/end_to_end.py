@@ -32,14 +32,13 @@ from extract.networks import FromRows, Network, save_network
 from features.batches import Select
 from features.errors import UserError
 from heads.augment import MOTION_SCALES, SCALES, centre_box, crop_rows, random_boxes
-from heads.base import Head, Shapes, masked_mean
+from heads.base import Head, Shapes, log_mean_softmax, masked_mean
 from heads.cnns import built, check_input
 from heads.config import EncoderConfig
 from heads.parallel import waited_for
 from heads.windows import even_windows, random_windows
 
 _FRAMES_A_STEP: Final = 64  # that a test puts through the CNN at once
-_TINY: Final = 1e-30
 
 
 class Encoder(nn.Module):
@@ -91,7 +90,7 @@ class Encoder(nn.Module):
         height_px, width_px = clips.shape[-3:-1]
         if random:
             mirror = self.config.augment == "crop_flip"
-            scales = SCALES if self.config.reads in ("rgb", "stacked") else MOTION_SCALES
+            scales = MOTION_SCALES if self.config.reads == "flow" else SCALES  # VTN's; TSN crops differences less far
             boxes = random_boxes(len(clips), height_px, width_px, mirror=mirror, generator=None, scales=scales)
         elif height_px == width_px == self.size_px:
             return clips
@@ -176,7 +175,7 @@ class EndToEnd(Head):
         scores = scores.reshape(*clips.shape[:2], -1)  # (B,S,K)
         if self.encoder.config.of == "logits":
             return masked_mean(scores, whole)
-        return masked_mean(scores.softmax(dim=2), whole).clamp_min(_TINY).log()
+        return log_mean_softmax(scores, whole)
 
     def _clips(self, rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B,L,*S), (B,L) -> (B,S,T,H,W,C), (B,S,T)."""

@@ -28,7 +28,6 @@ from heads.parallel import Ranks
 from heads.results import Predictions, measure, read_predictions, write_predictions
 
 METRICS: Final = "metrics.json"
-_TINY: Final = 1e-30
 FIX: Final = "run `framepool train` for it again"
 
 Scores = npt.NDArray[Any]
@@ -42,12 +41,15 @@ def fuse(scores: Mapping[str, Scores], weights: Mapping[str, float], of: str, se
     if of == "logits":
         return np.asarray(sum(shares[n] * s for n, s in wide.items()), np.float32)
     if several:
-        odds = {n: np.exp(-np.logaddexp(0, -s)) for n, s in wide.items()}
-        mean = np.asarray(sum(shares[n] * p for n, p in odds.items()))
-        return np.asarray(np.log(np.maximum(mean, _TINY)) - np.log(np.maximum(1 - mean, _TINY)), np.float32)
-    parts = {n: np.exp(s - s.max(axis=1, keepdims=True)) for n, s in wide.items()}
-    mean = np.asarray(sum(shares[n] * p / p.sum(axis=1, keepdims=True) for n, p in parts.items()))
-    return np.asarray(np.log(np.maximum(mean, _TINY)), np.float32)
+        yes, no = (_log_mean({n: -np.logaddexp(0, sign * s) for n, s in wide.items()}, shares) for sign in (-1, 1))
+        return np.asarray(yes - no, np.float32)
+    logs = {n: s - np.logaddexp.reduce(s, axis=1, keepdims=True) for n, s in wide.items()}
+    return np.asarray(_log_mean(logs, shares), np.float32)
+
+
+def _log_mean(logs: Mapping[str, Scores], shares: Mapping[str, float]) -> Scores:
+    """{name: logarithms of probabilities (V,C)} -> (V,C): that of their mean, however small they are."""
+    return np.asarray(np.logaddexp.reduce([np.log(shares[n]) + log for n, log in logs.items()], axis=0))
 
 
 def fuse_run(

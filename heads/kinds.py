@@ -378,17 +378,24 @@ def numerics(config: Any) -> int:
     their crops were of bf16 places once, one where an LSTM learns in bf16, which torch's kernel did once, one where
     dropout is heavy, as that of wide ones was drawn otherwise, one where a noisy-or excludes or counts, as its sums
     were taken in another order, one where an encoder may lack clips, which its head saw as well, one where labels are
-    cut to clips of several modalities, of which the first alone gave the span, and one where videos are held out, which
-    tore groups apart."""
+    cut to clips of several modalities, of which the first alone gave the span, one where videos are held out, which
+    tore groups apart, one where bf16 steps sum what is float32: parts of codes, clips, maps or rows, one where
+    probabilities are averaged, of which the least were 1e-30, and one where an encoder crops differences, which it
+    did less far."""
     cnn = getattr(config, config.cnn) if isinstance(config, BaseConfig) and config.cnn else None
     augment = getattr(cnn, "augment", getattr(config, "augment", "none"))
     crops = cnn is not None and augment != "none"
     heavy = isinstance(config, AttentionClusterConfig) and config.dropout >= HEAVY
     lstm = isinstance(config, TsLstmConfig | BiLstmConfig | StackedLstmConfig)
-    bf16 = (crops or lstm) and config.train.precision == "bf16"
+    encoder, train = getattr(config, "encoder", None), getattr(config, "train", None)
+    joined = isinstance(config, AverageConfig) or encoder is not None or getattr(config, "consensus", "max") != "max"
+    sums = joined or getattr(config, "codes", None) is not None
+    bf16 = train is not None and train.precision == "bf16"
     rows = isinstance(config, NoisyOrConfig) and (config.exclusive or config.counts > 0)
-    train = getattr(config, "train", None)
-    lacking = getattr(config, "encoder", None) is not None and config.rows(config.features[0]).train != 1
+    lacking = encoder is not None and config.rows(config.features[0]).train != 1
     spans = train is not None and train.clip_s is not None and len(config.features) > 1 and config.align is None
     held_out = train is not None and train.hold_out > 0
-    return NUMERICS[config.kind] + bf16 * (crops + lstm) + heavy + rows + lacking + spans + held_out
+    shares = "softmax" in (getattr(config, "consensus", ""), getattr(encoder, "of", ""), getattr(config, "of", ""))
+    far = encoder is not None and encoder.reads == "rgbdiff" and crops
+    more = heavy + rows + lacking + spans + held_out + shares + far
+    return NUMERICS[config.kind] + bf16 * (crops + lstm + sums) + more

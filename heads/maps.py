@@ -27,14 +27,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from extract.networks import FromRows, Network, save_network
 from features.errors import UserError
 from heads.augment import centre_box, crop_rows, jittered_boxes
-from heads.base import Head, Shapes, masked_mean
+from heads.base import Head, Shapes, log_mean_softmax, masked_mean
 from heads.cnns import built, check_input
 from heads.map_kinds import TrunkConfig
 from heads.parallel import waited_for
 
 LAYERS: Final = {"mixed_4f": "Mixed_4f", "avg_pool": "AvgPool", "max_pool_5a": "MaxPool_5a"}  # of each cut
 _ROWS_A_STEP: Final = 8  # that a test looks at together
-_TINY: Final = 1e-30
 
 
 class Trunk(nn.Module):
@@ -151,12 +150,12 @@ class OfMaps(Head):
 
     def _agreed(self, scores: Tensor, mask: Tensor) -> Tensor:
         """(B,L,K), (B,L) -> (B,K)."""
-        some = mask.any(dim=1, keepdim=True)
         if self.consensus == "max":
+            some = mask.any(dim=1, keepdim=True)
             return torch.where(some, scores.masked_fill(~mask[..., None], -torch.inf).amax(dim=1), 0)
         if self.consensus == "logits" or self.training:
             return masked_mean(scores, mask)
-        return torch.where(some, masked_mean(scores.softmax(dim=2), mask).clamp_min(_TINY).log(), 0)
+        return log_mean_softmax(scores, mask)
 
     def extra_files(self) -> dict[str, bytes]:
         """The network alone where there is one, with the input that it was trained for."""

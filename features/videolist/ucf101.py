@@ -1,10 +1,11 @@
-"""UCF101 (Soomro, Zamir, Shah 2012): 13,320 clips, 101 classes, 25 groups, three splits.
+"""UCF101 (Soomro, Zamir, Shah 2012): 13,320 clips, 101 classes, 25 groups a class, three splits.
 
 classInd.txt       1 ApplyEyeMakeup
 trainlist01.txt    ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1
 testlist01.txt     ApplyEyeMakeup/v_ApplyEyeMakeup_g01_c01.avi
 
-Folders are matched to classes in any case, as the dataset spells HandstandPushups and HandStandPushups.
+Folders are matched to classes in any case, as the dataset spells HandstandPushups and HandStandPushups. Group
+g08 of one class has nothing to do with that of another.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def read(source: Ucf101) -> VideoList:
                 where, expected = place(path, line), f"{own} ({classes[own]}, its folder)"
                 raise UserError("label of another class", where=where, expected=expected, got=got)
             group = _GROUP.search(id)
-            found.add(id, (classes[own],), group[1] if group else "", sides, path, line)
+            found.add(id, (classes[own],), f"{classes[own]}/{group[1]}" if group else "", sides, path, line)
     return found.finish(classes.values(), source.lists)
 
 

@@ -2,7 +2,8 @@
 
 A video counts as the share of seeds that have it right. Videos are drawn with replacement, the same ones for both heads
 and each split by itself; the interval holds 95 % of the differences (Efron and Tibshirani, 1993, §13.3). Where videos
-have several labels no video is right or wrong by itself: each draw has its own mAP, the mean over seeds.
+have several labels no video is right or wrong by itself: each draw has its own mAP, the mean over seeds; one
+without any label has none, and does not count.
 Legend: V videos of a split, R draws, C classes.
 
     behind(heads)["average"]                                    # Gap(mean=0.012, low=0.004, high=0.021)
@@ -45,10 +46,13 @@ def behind(heads: Sequence[Head]) -> dict[str, Gap]:
 
 
 def gap(ahead: Head, other: Head) -> Gap | None:
-    """Top-1, or mAP, of `ahead` less that of `other`; None where other videos were tested."""
+    """Top-1, or mAP, of `ahead` less that of `other`; None where other videos were tested, or a split has none or no
+    label."""
     best, own = _tested(ahead), _tested(other)
     pairs = [(best[split], own.get(split, [])) for split in best]
     if best.keys() != own.keys() or any(len({tuple(f.ids) for runs in pair for f in runs}) > 1 for pair in pairs):
+        return None
+    if not all(_judges(found) for runs in best.values() for found in runs):
         return None
     if ahead.multi_label and other.multi_label:
         return _map_gap(pairs)
@@ -125,14 +129,14 @@ def _map_gap(pairs: Sequence[tuple[list[Predictions], list[Predictions]]]) -> Ga
         counts = np.vstack([np.ones((1, videos), dtype=counts.dtype), counts])  # and as they are
         best, own = (np.mean([drawn_map(f.logits, f.labels, counts) for f in runs], axis=0) for runs in pair)
         drawn += (best - own) / len(pairs)
-    low, high = np.quantile(drawn[1:], (0.025, 0.975))
+    low, high = np.nanquantile(drawn[1:], (0.025, 0.975))
     return Gap(float(drawn[0]), float(low), float(high))
 
 
 def drawn_map(logits: npt.NDArray[Any], labels: npt.NDArray[Any], counts: npt.NDArray[Any]) -> Shares:
     """(V,C), (V,C) of 0 and 1, (R,V) how often a draw has each video -> (R,): the mAP of each draw, over the classes
-    that occur in it."""
-    precisions = []
+    that occur in it, NaN where none does."""
+    summed, occurring = np.zeros(len(counts)), np.zeros(len(counts), dtype=np.int64)
     for scores, positive in zip(logits.T, labels.T.astype(bool), strict=True):
         if not positive.any():
             continue
@@ -142,13 +146,19 @@ def drawn_map(logits: npt.NDArray[Any], labels: npt.NDArray[Any], counts: npt.ND
         hits = drawn * positive[order]
         precision = (hits.cumsum(axis=1) / np.maximum(drawn.cumsum(axis=1), 1))[:, last_of_tie]
         total = hits.sum(axis=1)
-        precisions.append(np.where(total > 0, (precision * hits).sum(axis=1) / np.maximum(total, 1), np.nan))
-    return np.asarray(np.nanmean(precisions, axis=0), dtype=np.float64)
+        summed += (precision * hits).sum(axis=1) / np.maximum(total, 1)
+        occurring += total > 0
+    return np.where(occurring > 0, summed / np.maximum(occurring, 1), np.nan)
 
 
 def _tested(head: Head) -> dict[str, list[Predictions]]:
     """Split -> what each seed said of its test videos."""
     return {s: [read_predictions(run.folder) for run in head.runs if run.split == s] for s in head.splits}
+
+
+def _judges(tested: Predictions) -> bool:
+    """Whether there are videos, and where they may have several labels one that has any."""
+    return len(tested.ids) > 0 and (tested.labels.ndim == 1 or bool(tested.labels.any()))
 
 
 def _shares(runs: Sequence[Predictions]) -> Shares:

@@ -159,9 +159,10 @@ def attention(look: Look, modality: str, pictures: Sequence[npt.NDArray[Any] | N
 
 
 def confusion(head: Head) -> str | None:
-    """Rows true, columns predicted, each row scaled to its sum. None where videos have several labels."""
+    """Rows true, columns predicted, each row scaled to its sum. None where videos have several labels, or there are
+    none."""
     counts = head.confusion
-    if counts is None:
+    if counts is None or not counts.any():
         return None
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.zeros(counts.shape), where=total > 0)
@@ -211,8 +212,9 @@ def per_class(head: Head) -> str | None:
 
 
 def factors(heads: Sequence[Head], names: Sequence[str], chance: Sequence[float]) -> str | None:
-    """For each head how often it is right in each part of the class name, beside what guessing gives."""
-    if not heads or not names:
+    """For each head how often it is right in each part of the class name, beside what guessing gives. None where
+    nothing was tested."""
+    if all(head.score(f"factors.{name}") is None for head in heads for name in names):
         return None
     with _drawing("factors"):
         figure = Figure(figsize=(7.2, 0.6 + 0.42 * len(heads)))

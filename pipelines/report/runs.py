@@ -161,14 +161,21 @@ def by_head(runs: Iterable[Run]) -> list[Head]:
 
 
 def metric_names(heads: Sequence[Head], factors: Sequence[str]) -> dict[str, str]:
-    """The metrics that the runs have, each with its title: the ranking one first, factors last."""
+    """The metrics that the runs have, each with its title: the ranking one first, which is there in any case, factors
+    last."""
+    first = ranking(heads) if heads else None
     known = {**METRICS, **METRICS_LAST, **{f"factors.{factor}": factor for factor in factors}}
-    return {key: title for key, title in known.items() if any(head.score(key) is not None for head in heads)}
+    return {key: title for key, title in known.items() if key == first or _scored(heads, key)}
 
 
 def ranking(heads: Sequence[Head]) -> str:
-    """The metric that ranks the heads."""
-    return next((key for key in METRICS if any(head.score(key) is not None for head in heads)), "top1")
+    """The metric that ranks the heads; where nothing was tested the one that would."""
+    several = any(head.multi_label for head in heads)
+    return next((key for key in METRICS if _scored(heads, key)), "map" if several else "top1")
+
+
+def _scored(heads: Sequence[Head], metric: str) -> bool:
+    return any(head.score(metric) is not None for head in heads)
 
 
 def mean(values: Iterable[float | None]) -> float | None:

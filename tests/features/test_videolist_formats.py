@@ -45,7 +45,7 @@ def test_ucf101_official_splits_cut_to_six_classes() -> None:
     assert [(c["train"], c["test"], c[""]) for c in counts] == [(529, 202, 0), (527, 204, 0), (517, 214, 0)]
     assert all(video.path == f"{video.id}.mp4" and (root / video.path).is_file() for video in found.videos)
     assert all(found.classes[video.labels[0]] == video.id.split("/")[0] for video in found.videos)
-    assert {video.group for video in found.videos} == {f"g{n:02d}" for n in range(1, 26)}
+    assert {video.group for video in found.videos} == {f"{name}/g{n:02d}" for name in names for n in range(1, 26)}
     assert problems(found) == []
 
 
@@ -53,7 +53,7 @@ def test_ucf101(tmp_path: Path) -> None:
     found = read(ucf101(tmp_path))
     assert found.classes == ("Archery", "HandstandPushups")  # those that occur, in the order of the index
     name = "HandstandPushups/v_HandStandPushups_g01_c01"
-    assert by_id(found)[name] == Video(name, "", (1,), ("test", "train", "train"), "g01")
+    assert by_id(found)[name] == Video(name, "", (1,), ("test", "train", "train"), "HandstandPushups/g01")
 
 
 def test_ucf101_folders_and_files_are_matched_in_any_case(tmp_path: Path) -> None:

@@ -115,9 +115,8 @@ def test_bf16_crops_are_of_another_code() -> None:
     cnn = {"network": {"name": "resnet18"}, "train": {"precision": "bf16"}}
     assert numerics(parse(kind="tsn", features=["pixels"], **cnn)) == NUMERICS["tsn"] + 1
     assert numerics(parse(kind="tsn", features=["pixels"], augment="none", **cnn)) == NUMERICS["tsn"]
-    assert numerics(parse(kind="i3d", features=["maps"], train={"precision": "bf16"})) == NUMERICS["i3d"]
     encoder = {"encoder": {"name": "resnet18"}, "train": {"precision": "bf16"}}
-    assert numerics(parse(kind="vtn", features=["pixels"], **encoder)) == NUMERICS["vtn"] + 1
+    assert numerics(parse(kind="vtn", features=["pixels"], **encoder)) == NUMERICS["vtn"] + 2  # and sums
 
 
 def test_bf16_lstms_are_of_another_code() -> None:
@@ -125,7 +124,39 @@ def test_bf16_lstms_are_of_another_code() -> None:
         found = [numerics(parse(kind=kind, features=["rgb"], train={"precision": p})) for p in ("fp32", "bf16")]
         assert found == [NUMERICS[kind], NUMERICS[kind] + 1]
     encoder = {"encoder": {"name": "resnet18"}, "train": {"precision": "bf16"}}
-    assert numerics(parse(kind="stacked_lstm", features=["pixels"], **encoder)) == NUMERICS["stacked_lstm"] + 2
+    assert numerics(parse(kind="stacked_lstm", features=["pixels"], **encoder)) == NUMERICS["stacked_lstm"] + 3
+
+
+@pytest.mark.parametrize(
+    ("head", "others"),
+    [
+        ({"kind": "average", "features": ["rgb"]}, 1),
+        ({"kind": "noisy_or", "features": ["rgb"], "codes": "+"}, 1),
+        ({"kind": "vtn", "features": ["pixels"], "encoder": {**NET, "augment": "none"}}, 1),
+        *(({"kind": "kft", "features": ["maps"], "consensus": c}, c != "max") for c in ("softmax", "logits", "max")),
+        *(({"kind": kind, "features": ["rgb"]}, 0) for kind in ("noisy_or", "vtn", "netvlad", "attention_cluster")),
+    ],
+)
+def test_sums_of_bf16_steps_are_of_another_code(head: dict[str, Any], others: int) -> None:
+    found = [numerics(parse(**head, train={"precision": precision})) for precision in ("fp32", "bf16")]
+    assert found[1] - found[0] == others
+
+
+def test_means_of_probabilities_are_of_another_code() -> None:
+    clips, maps = {"kind": "vtn", "features": ["pixels"]}, {"kind": "i3d", "features": ["maps"]}
+    fusion: dict[str, Any] = {"kind": "fusion", "heads": ["a", "b"]}
+    for changed, same in (
+        ({**clips, "encoder": {**NET, "of": "softmax"}}, {**clips, "encoder": NET}),
+        ({**maps, "consensus": "softmax"}, {**maps, "consensus": "logits"}),
+        ({**fusion, "of": "softmax"}, fusion),
+    ):
+        assert [numerics(parse(**head)) - NUMERICS[head["kind"]] for head in (changed, same)] == [1, 0]
+
+
+def test_crops_of_differences_in_an_encoder_are_of_another_code() -> None:
+    reads = [{**NET, "reads": "rgbdiff"}, {**NET, "reads": "rgbdiff", "augment": "none"}, {**NET, "reads": "stacked"}]
+    found = [numerics(parse(kind="vtn", features=["pixels"], encoder=encoder)) for encoder in reads]
+    assert found == [NUMERICS["vtn"] + far for far in (1, 0, 0)]
 
 
 def test_heavy_dropout_of_a_cluster_is_of_another_code() -> None:

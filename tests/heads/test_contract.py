@@ -16,7 +16,7 @@ from extract.networks.bf16 import has_bf16
 from extract.networks.weights import fill, load_state, save_state
 from features.batches import Features, all_rows
 from features.errors import UserError
-from heads.base import Head
+from heads.base import Head, masked_mean
 from tests.heads.made import CASES, ORDERED, VECTORS, ZERO_ROW_SPEAKS, rows
 
 ALL = pytest.mark.parametrize("case", CASES)
@@ -159,6 +159,15 @@ def test_bf16_is_close(case: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = head(features, masks).float()
     assert (rough - exact).norm() <= 0.05 * exact.norm() + 0.02
+
+
+def test_means_of_a_bf16_step_are_as_exact_as_their_rows() -> None:
+    values, mask = rows((9,), 3, 5), torch.arange(5) < torch.tensor([[5], [3], [0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        found, rounded = masked_mean(values, mask), masked_mean(values.bfloat16(), mask)
+    assert torch.equal(found, masked_mean(values, mask))
+    assert rounded.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded.float(), found, rtol=2e-2, atol=2e-2)
 
 
 @ALL

@@ -91,6 +91,20 @@ def test_the_score_of_a_video_is_the_mean_over_its_clips() -> None:
     torch.testing.assert_close(mean.exp(), each.softmax(dim=1).mean(dim=0), rtol=1e-4, atol=1e-5)
 
 
+def test_clips_that_are_sure_still_rank_and_teach_the_other_classes() -> None:
+    head, clips = make(network={"of": "softmax", "augment": "none"}), rows((4, 32, 32, 3), 2, 3)
+    classifier: Any = head.head.classifier
+    nn.init.normal_(classifier.weight, std=50, generator=torch.Generator().manual_seed(0))
+    mask = {"clips": torch.tensor([[True, True, False], [False] * 3])}
+    each = torch.cat([head({"clips": clips[:1, [k]]}, whole(1, 1)) for k in range(2)])
+    found = head({"clips": clips}, mask)
+    assert each.min() < -80 and torch.equal(found[1], torch.zeros_like(found[1]))
+    torch.testing.assert_close(found[0].double(), each.double().softmax(dim=1).mean(dim=0).log(), rtol=1e-4, atol=1e-2)
+    head.train()({"clips": clips}, mask).amin(dim=1).sum().backward()
+    grads = [p.grad for p in head.head.parameters() if p.grad is not None]
+    assert all(grad.isfinite().all() for grad in grads) and any(grad.any() for grad in grads)
+
+
 def test_the_per_frame_baseline_is_the_mean_of_frames_logits() -> None:
     head, clips = make(kind="average", dropout=0.0), rows((4, 32, 32, 3), 1, 1)
     frames = head.encoder.network.trunk(normalised(clips[0, 0]))
@@ -182,12 +196,15 @@ def test_a_crop_a_clip_alike_in_all_frames_and_only_from_augmented() -> None:
     assert torch.equal(head(found, masks), head(found, masks))
 
 
-@pytest.mark.parametrize(("reads", "scales"), [("rgb", SCALES), ("stacked", SCALES), ("rgbdiff", MOTION_SCALES)])
-def test_motion_is_cropped_less_far(reads: str, scales: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("reads", "scales"), [("rgb", SCALES), ("stacked", SCALES), ("rgbdiff", SCALES), ("flow", MOTION_SCALES)]
+)
+def test_flow_is_cropped_less_far(reads: str, scales: tuple[float, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     real = heads.end_to_end.random_boxes  # type: ignore[attr-defined]
     monkeypatch.setattr("heads.end_to_end.random_boxes", lambda *a, **k: seen.append(k["scales"]) or real(*a, **k))
-    make((4, 48, 64, 3), network={"reads": reads}).train().augmented({"clips": rows((4, 48, 64, 3), 1, 1)}, whole(1, 1))
+    clip = (4, 48, 64, 2 if reads == "flow" else 3)
+    make(clip, network={"reads": reads}).train().augmented({"clips": rows(clip, 1, 1)}, whole(1, 1))
     assert seen == [scales]
 
 

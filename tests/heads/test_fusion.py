@@ -36,6 +36,16 @@ def test_means_by_hand() -> None:
     )
 
 
+def test_what_a_sure_member_leaves_keeps_its_rank_and_its_loss() -> None:
+    sure = np.array([[100.0, 0, 3, 20], [90.0, 2, 1, 0]], np.float32)
+    even = {"a": 1.0, "b": 1.0}
+    logs = sure - np.logaddexp.reduce(sure.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(fuse({"a": sure, "b": sure}, even, "softmax", False), logs, rtol=1e-6)
+    np.testing.assert_allclose(fuse({"a": sure, "b": -sure}, even, "softmax", True), np.zeros_like(sure), atol=1e-6)
+    for sign in (1, -1):  # of one label by itself
+        np.testing.assert_allclose(fuse({"a": sign * sure, "b": sign * sure}, even, "softmax", True), sign * sure)
+
+
 STORES = {"rgb": {"store": "rgb-0", "digest": "s", "facts": {}}}
 
 

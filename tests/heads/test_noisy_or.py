@@ -184,6 +184,15 @@ def test_a_counted_row_that_is_wrong_learns_however_sure_it_is(sure: float) -> N
     assert found.isfinite().all() and found[0, 0, 0] > 0.5
 
 
+def test_classes_of_a_bf16_step_are_summed_in_float32() -> None:
+    names = ["none", *("+".join(str(k) for k in range(10) if code >> k & 1) for code in range(1, 1024))]
+    head = heads.build("average", {"rgb": (4,)}, 1024, codes="+", classes=names)
+    parts = 8 * torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head.of_classes(parts)
+    assert torch.equal(found, head.of_classes(parts)) and found.dtype == torch.float32
+
+
 def test_a_head_with_codes_has_an_output_a_part() -> None:
     names = ["+".join(s) or "none" for n in range(11) for s in itertools.combinations("0123456789", n)]
     head = heads.build("attention_cluster", {"rgb": (50,)}, 1024, clusters=2, codes="+", classes=names)
