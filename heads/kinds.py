@@ -394,7 +394,7 @@ def numerics(config: Any) -> int:
     rows = isinstance(config, NoisyOrConfig) and (config.exclusive or config.counts > 0)
     lacking = encoder is not None and config.rows(config.features[0]).train != 1
     spans = train is not None and train.clip_s is not None and len(config.features) > 1 and config.align is None
-    held_out = train is not None and train.hold_out > 0
+    held = train is not None and train.hold_out > 0
     shares = "softmax" in (getattr(config, "consensus", ""), getattr(encoder, "of", ""), getattr(config, "of", ""))
     far = encoder is not None and encoder.reads == "rgbdiff" and crops
     return (
