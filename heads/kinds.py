@@ -397,6 +397,4 @@ def numerics(config: Any) -> int:
     held = train is not None and train.hold_out > 0
     shares = "softmax" in (getattr(config, "consensus", ""), getattr(encoder, "of", ""), getattr(config, "of", ""))
     far = encoder is not None and encoder.reads == "rgbdiff" and crops
-    return (
-        NUMERICS[config.kind] + bf16 * (crops + lstm + sums) + heavy + rows + lacking + spans + held_out + shares + far
-    )
+    return NUMERICS[config.kind] + bf16 * (crops + lstm + sums) + heavy + rows + lacking + spans + held + shares + far
