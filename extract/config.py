@@ -52,6 +52,13 @@ class Transform(Config):
             raise ValueError(f"each view once, not {', '.join(self.views)}")
         return self
 
+    @model_validator(mode="after")
+    def _colours_are_alike(self) -> Self:
+        lengths = {len(value) for value in (self.mean, self.std) if value is not None}
+        if len(lengths) > 1 or lengths - {1, 3}:
+            raise ValueError("mean and std of equal length: one number each, or one for each of 3 colours")
+        return self
+
     @model_serializer(mode="wrap")
     def _plain(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return _without(serialise(self), "views", list(CENTRE))

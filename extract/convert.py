@@ -87,8 +87,7 @@ def _convert(model: Model, folder: Path, here: Path) -> None:
     example = torch.zeros(shape, dtype=torch.uint8 if dtype == np.uint8 else torch.float32)
     whole = whole_network(network, facts)
     with torch.inference_mode():
-        network.check(*whole.rows(example[:1]).shape[1:])
-        facts["row_shape"] = list(whole(example[:1]).shape[1:])
+        facts["row_shape"] = list(model.row_shape(network, whole, example[:1]))
     unfinished = scratch_folder(folder)
     if model.config.chosen_runtime == "openvino":
         import openvino

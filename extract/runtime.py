@@ -99,6 +99,13 @@ class Model:
             asked = self.config.transform
             crop = asked.crop or own.size_px
             colours = {"mean": list(asked.mean or own.mean), "std": list(asked.std or own.std)}
+            if len(colours["mean"]) != len(colours["std"]):
+                raise UserError(
+                    "mean and std differ in length",
+                    where=f"network {self.config.network.name}",
+                    got=f"{len(colours['mean'])} and {len(colours['std'])}",
+                    fix="set both in the transform, or neither",
+                )
             found: dict[str, Any] = {"crop": crop, **colours}
             if self.source_shape is None:
                 found["resize"] = asked.resize or max(crop, round(crop / own.crop_ratio))
@@ -131,6 +138,25 @@ class Model:
             return (b, *self.source_shape[:-3], crop, crop, self.source_shape[-1]), np.dtype(np.uint8)
         frames = self._frames()
         return (b, *((frames,) if frames > 1 else ()), crop, crop, 3), np.dtype(np.uint8)
+
+    def row_shape(self, network: Any, whole: Any, rows: Any) -> tuple[int, ...]:
+        """The shape of the features that `whole` makes of a row of `rows` (1, *S). Raises `UserError` where `network`
+        cannot take them."""
+        from extract.networks import NetworkError
+
+        given = tuple(whole.rows(rows).shape[1:])
+        try:
+            network.check(*given)
+        except NetworkError as error:
+            fix = "choose another network"
+            if (clips := network.input.frames > 1) != (len(given) == 4):
+                ours, other, kind = ("clips", "pictures", "trunk") if clips else ("pictures", "clips", "rgb")
+                fix = f"it reads {ours}: choose one of {other}, or kind: {kind}"
+            elif self.reads != "logmel":
+                fix = f"set a crop that it takes, such as {network.input.size_px}, or {fix}"
+            where = f"network {self.config.network.name}"
+            raise UserError("network does not take its rows", where=where, got=error, fix=fix) from None
+        return tuple(whole(rows).shape[1:])
 
     def _frames(self) -> int:
         """Of a sample that is decoded for the network."""
@@ -228,7 +254,7 @@ def feature_shape(model: Model) -> tuple[int, ...]:
         shape, dtype = model.example(facts)
         rows = torch.empty((1, *shape[1:]), dtype=torch.uint8 if dtype == np.uint8 else torch.float32)
         with torch.inference_mode():
-            return tuple(whole_network(network, facts)(rows).shape[1:])
+            return model.row_shape(network, whole_network(network, facts), rows)
 
 
 def whole_network(network: Any, facts: Mapping[str, Any]) -> Any:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from features.errors import UserError
 from features.recipe import Config
 
 NAME: Final = re.compile(r"[a-z0-9_]+")  # of an extractor, and so of features; files are named after it
@@ -338,3 +339,21 @@ class StepsConfig(BaseConfig):
         if isinstance(features, list | tuple) and len(features) > 1 and value.get("align") is None:
             return {**value, "align": features[0]}
         return value
+
+
+def refuse_one_label(config: BaseConfig, where: str) -> None:
+    """Raises `UserError`, of the head `where`, for what supposes that a video has one label: here it has several."""
+    encoder = config.encoder
+    if getattr(getattr(config, "train", None), "balanced", False):
+        fix = "set train.balanced: false"
+        raise UserError("balanced classes need one label a video", where=where, got="several", fix=fix)
+    if config.codes is not None:
+        raise UserError("codes are for classes of which a video has one", where=where, got="several")
+    if config.distil is not None:
+        fix = "leave distil away"
+        raise UserError("distillation is of the softmax over classes, of which a video has one", where=where, fix=fix)
+    of = {"consensus": getattr(config, "consensus", None), "encoder.of": None if encoder is None else encoder.of}
+    for name, value in of.items():
+        if value == "softmax":
+            fix = f"set {name}: logits"
+            raise UserError("a softmax over classes of which a video has several", where=where, got=name, fix=fix)

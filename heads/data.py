@@ -116,8 +116,6 @@ def _rounded_up(share: Fraction) -> float:
 
 def balanced_weights(data: Data, videos: Tensor) -> Tensor:
     """(V,): n / (K * n_k) for class k with n_k of the n training videos; over these they have mean 1."""
-    if data.multi_label:
-        raise FramepoolError("balanced classes need one label a video", got="several", fix="set train.balanced: false")
     counts = data.labels[videos].bincount(minlength=len(data.classes))
     weights: Tensor = len(videos) / ((counts > 0).sum() * counts.clamp_min(1).float())
     return weights[data.labels]

@@ -114,7 +114,8 @@ def _rows(predictions: Predictions, classes: Sequence[str]) -> list[list[Any]]:
     rows = []
     for video, label, logits in zip(*predictions, strict=True):
         wide = logits.astype(np.float64)
-        shares = 1 / (1 + np.exp(-wide)) if several else np.exp(wide - wide.max()) / np.exp(wide - wide.max()).sum()
+        sure = wide - np.logaddexp(0, wide) if several else wide - np.logaddexp.reduce(wide)
+        shares = np.exp(sure)
         order = np.argsort(-wide, kind="stable")[:5].tolist()
         true = "|".join(classes[k] for k in np.flatnonzero(label).tolist()) if several else classes[label]
         rows.append([video, true, classes[order[0]], f"{shares[order[0]]:.6f}", "|".join(classes[k] for k in order)])

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from features.errors import FramepoolError
+from features.errors import FramepoolError, UserError
 from heads.base import OnMeans, Shapes
 
 
@@ -29,7 +29,8 @@ class Ridge(OnMeans):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]) -> None:
-        """Solve for the weights. Sums over videos of (z, y)(z, y)^T hold everything that the solution needs."""
+        """Solve for the weights. Sums over videos of (z, y)(z, y)^T hold everything that the solution needs.
+        Raises `UserError` where alpha is lost in their rounding."""
         size, dim = 0, self.classifier.in_features
         joint = torch.zeros(dim + self.num_classes + 1, dim + self.num_classes + 1, dtype=torch.float64)
         origin = None  # of the first batch: sums of differences from it lose no digits
@@ -50,7 +51,11 @@ class Ridge(OnMeans):
             scale = torch.where(deviation > 1e-9, 1 / deviation, 0.0)  # a constant input says nothing
         penalised = inner * torch.outer(scale, scale)
         penalised.diagonal().add_(self.alpha)
-        solution = scale[:, None] * torch.cholesky_solve(scale[:, None] * cross, torch.linalg.cholesky(penalised))
+        lower, failed = torch.linalg.cholesky_ex(penalised)
+        if failed:
+            got = f"{self.alpha:g}"
+            raise UserError("ridge has no solution in float64", where="alpha", got=got, fix="raise alpha")
+        solution = scale[:, None] * torch.cholesky_solve(scale[:, None] * cross, lower)
         intercept = mean[dim:] - (mean[:dim] + origin) @ solution
         self.classifier.weight.copy_(solution.T)
         self.classifier.bias.copy_(intercept)

@@ -31,7 +31,7 @@ from heads.attention_maps import write_attention
 from heads.base import Head
 from heads.checkpoint import NETWORK, RESUME, RUN, alone, begin_from, load_head, read_run, save_head
 from heads.clip_labels import Actions
-from heads.config import BaseConfig, TrainConfig
+from heads.config import BaseConfig, TrainConfig, refuse_one_label
 from heads.data import Data
 from heads.denormals import flushed
 from heads.distillation import Teacher
@@ -85,7 +85,7 @@ def train_run(
     data = _data(features, labels, train, test, classes, factors, log, config.align)
     data = replace(data, actions=None if actions is None else Actions.of(actions), groups=groups)
     if data.multi_label:
-        _refuse_one_label(config)
+        refuse_one_label(config, f"head {config.kind}")
     data = _on_device(data, device)
     if device.type == "cpu":
         keep_freed_memory()
@@ -166,21 +166,6 @@ def evaluate_run(
     config = heads.HEADS[run["kind"]][1].parse(run["config"], where=str(folder / RUN))
     found = measure(predict(head, config, data, data.test, device), data.classes, data.factors)
     return {**found, "n_train": _metrics(folder)["n_train"]}
-
-
-def _refuse_one_label(config: BaseConfig) -> None:
-    """What supposes that a video has one label, where videos have several."""
-    where, encoder = f"head {config.kind}", config.encoder
-    if config.codes is not None:
-        raise UserError("codes are for classes of which a video has one", where=where, got="several")
-    if config.distil is not None:
-        fix = "leave distil away"
-        raise UserError("distillation is of the softmax over classes, of which a video has one", where=where, fix=fix)
-    of = {"consensus": getattr(config, "consensus", None), "encoder.of": None if encoder is None else encoder.of}
-    for name, value in of.items():
-        if value == "softmax":
-            fix = f"set {name}: logits"
-            raise UserError("a softmax over classes of which a video has several", where=where, got=name, fix=fix)
 
 
 def _begun(

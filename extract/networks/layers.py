@@ -73,8 +73,11 @@ def output_shape(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, 
     """(1, *F): of one input that exists in shape alone. Raises `NetworkError` for one that `module` cannot take."""
     try:
         return _shape(module, input_shape)
-    except RuntimeError as error:
-        shape, reason = "x".join(map(str, input_shape)), str(error).strip().splitlines()[0][:160]
+    except NetworkError:
+        raise
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:  # each library has its own way
+        shape = "x".join(map(str, input_shape))
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160].rstrip(".")
         raise NetworkError(f"{type(module).__name__} cannot take an input of {shape}: {reason}") from error
 
 

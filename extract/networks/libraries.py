@@ -84,9 +84,11 @@ def make(
     except TypeError as error:
         raise NetworkError(f"options do not fit: {name}: {error}") from error
     except Exception as error:
+        reason = shorten(str(error), 160, placeholder=" ...")
+        if not pretrained and options:
+            raise NetworkError(f"options do not fit: {name}: {reason or type(error).__name__}") from error
         if not pretrained:
             raise
-        reason = shorten(str(error), 160, placeholder=" ...")
         raise NetworkError(
             f"weights DEFAULT of {name} cannot be had: {reason}; give `weights:` a local file instead"
         ) from error
@@ -119,7 +121,8 @@ def split(model: nn.Module, library: Library) -> tuple[nn.Module, nn.Module, int
         setattr(model, path, nn.Identity())
         return model, classifier, model.feature_dim  # type: ignore[return-value]
     if library == "timm":
-        linear = model.get_classifier()  # type: ignore[operator]
+        # with features_only there is nothing of the kind
+        linear = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
         if not isinstance(linear, nn.Linear):
             raise _no_classifier(model)
         model.reset_classifier(0)  # type: ignore[operator]
@@ -225,7 +228,9 @@ def _side(size_px: int | tuple[int, ...] | list[int]) -> int:
 
 
 def _no_classifier(model: nn.Module) -> NetworkError:
-    return NetworkError(f"{type(model).__name__} has no linear classifier to take off; choose another network")
+    return NetworkError(
+        f"{type(model).__name__} has no linear classifier to take off; choose another network, or other options"
+    )
 
 
 def _unknown(name: str, library: Library) -> NetworkError:

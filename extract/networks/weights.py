@@ -41,6 +41,8 @@ def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or hostile file makes the readers raise
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+        if " " not in reason:  # a number or a byte, by which an unpickler stumbled
+            reason = f"it is no file of weights ({reason})"
         raise NetworkError(f"weights do not load: {path}: {reason}; nothing in the file was executed") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):

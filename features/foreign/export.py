@@ -42,20 +42,20 @@ def export(path: Path, layout: str, stores: Sequence[Path]) -> int:
 
 
 def _npy(folder: Path, stores: Sequence[Path]) -> int:
-    count = 0
+    written: set[str] = set()
     for store in stores:
         for video, times_ms, rows in _all(store):
             stem = folder / f"{video}_{_extractor(store)}"
             make_folder(stem.parent)
             write_bytes(stem.with_name(f"{stem.name}.npy"), _bytes(rows))
             write_bytes(stem.with_name(f"{stem.name}_{TIMES}.npy"), _bytes(times_ms))
-            count += 1
-    return count
+            written.add(video)
+    return len(written)
 
 
 def _tars(folder: Path, stores: Sequence[Path]) -> int:
     make_folder(folder)
-    count = 0
+    written: set[str] = set()
     for number in sorted({shard for store in stores for shard in shards(store)}):
         with _whole(folder / f"{number:05d}.tar") as path, tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
             for store in (s for s in stores if number in shards(s)):
@@ -66,23 +66,23 @@ def _tars(folder: Path, stores: Sequence[Path]) -> int:
                         info = tarfile.TarInfo(f"{name}{end}.npy")
                         info.size = len(data)
                         tar.addfile(info, io.BytesIO(data))
-                    count += 1
-    return count
+                    written.add(video)
+    return len(written)
 
 
 def _videos(path: Path, stores: Sequence[Path]) -> int:
-    count = 0
+    written: set[str] = set()
     with _whole(path) as place, h5py.File(place, "w") as file:
         for store in stores:
             for video, times_ms, rows in _all(store):
                 file[f"{video}/{_extractor(store)}"] = rows
                 file[f"{video}/{_extractor(store)}_{TIMES}"] = times_ms
-                count += 1
-    return count
+                written.add(video)
+    return len(written)
 
 
 def _flat(path: Path, stores: Sequence[Path]) -> int:
-    count = 0
+    written: set[str] = set()
     with _whole(path) as place, h5py.File(place, "w") as file:
         for store in stores:
             found = [read_shard(store, number).manifest for number in shards(store)]
@@ -99,8 +99,8 @@ def _flat(path: Path, stores: Sequence[Path]) -> int:
                 offsets.append(offsets[-1] + len(rows))
             group.create_dataset("ids", data=names, dtype=h5py.string_dtype())
             group.create_dataset("offsets", data=np.array(offsets, np.int64))
-            count += len(names)
-    return count
+            written.update(names)
+    return len(written)
 
 
 def _all(store: Path) -> Iterator[tuple[str, Array, Array]]:

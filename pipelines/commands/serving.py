@@ -25,7 +25,9 @@ def stream(args: Namespace) -> None:
     from pipelines.live import Live
 
     live, start, count = Live(of_run(args.folder), last=args.last, threads=args.threads), time.perf_counter(), 0
-    print(f"the last {live.last} embeddings, each {args.every or live.pace}. frame", file=sys.stderr, flush=True)
+    every = args.every or live.pace
+    pace = "frame" if every == 1 else f"{every}. frame"
+    print(f"the last {live.last} embeddings, each {pace}", file=sys.stderr, flush=True)
     for label in live.labels(args.source, every=args.every):
         count += 1
         shown = f"{label.time_s:10.3f} s  {printable(label.name)}  {label.probability:.3f}"

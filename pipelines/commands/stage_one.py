@@ -48,7 +48,7 @@ def index(args: Namespace) -> None:
     for problem in videolist.problems(videos):
         print(f"  {printable(problem)}")
     for name, head in plan.config.heads.items():
-        _check_network(f"{config_path(args.dataset)}: $.heads.{name}", head)
+        _check_head(f"{config_path(args.dataset)}: $.heads.{name}", head, videos.multi_label)
     sizes = {store.name: store_size(store) for store in plan.all_stores()}
     for name, size in sizes.items():
         print(f"  store {name}: {size.text}")
@@ -58,12 +58,16 @@ def index(args: Namespace) -> None:
     check_budget(plan, sizes)
 
 
-def _check_network(where: str, head: HeadConfig) -> None:
-    """A name that no library knows is said before any video is decoded for it."""
+def _check_head(where: str, head: HeadConfig, multi_label: bool) -> None:
+    """What it cannot learn from, and a name that no library knows, are said before any video is decoded for it."""
     from extract.networks import NetworkError, check_name
-    from heads.config import BaseConfig
+    from heads.config import BaseConfig, refuse_one_label
 
-    if isinstance(head, BaseConfig) and head.cnn is not None:
+    if not isinstance(head, BaseConfig):
+        return
+    if multi_label:
+        refuse_one_label(head, where)
+    if head.cnn is not None:
         network = getattr(head, head.cnn)
         try:
             check_name(network.name, getattr(network, "library", "framepool"))

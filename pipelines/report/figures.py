@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
@@ -277,7 +278,8 @@ def _fade(colour: str) -> ListedColormap:
 @contextmanager
 def _drawing(name: str) -> Iterator[None]:
     """The style of this module; ids in the SVG come from `name`, so that two figures on one page share none."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
+    with mpl.rc_context({**STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # the page's reader has the font
         yield
 
 

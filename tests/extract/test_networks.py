@@ -228,6 +228,19 @@ def test_names_that_are_not_there(name: str, library: Library, message: str) -> 
         build(name, library=library)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"features_only": True}, "no linear classifier to take off; choose another network, or other"),
+        ({"global_pool": "nope"}, "options do not fit: mobilenetv2_100: Invalid pool type: nope"),
+        ({"no_such": 1}, "options do not fit: mobilenetv2_100: "),
+    ],
+)
+def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(NetworkError, match=message):
+        build("mobilenetv2_100", options=options)
+
+
 def test_names_lists_both_libraries() -> None:
     assert "resnet50" in names("timm") and "resnet50" in names("torchvision")
 

@@ -216,6 +216,42 @@ def test_weights_that_do_not_fit_are_the_users_to_mend(folder: Path, tmp_path: P
         model(folder, network=NetworkConfig(name="resnet5", weights=folder / "w.safetensors")).build()
 
 
+VIT = "vit_tiny_patch16_224"
+CLIPS = {"kind": "trunk", "sampling": Clips(frames=4)}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        (VIT, {}, "VisionTransformer .* 3x64x64: Input height .*; set a crop that it takes, such as 224, or ch"),
+        ("test_resnet", CLIPS, "ResNet .* 3x4x64x64: .*; it reads pictures: choose one of clips, or kind: rgb"),
+        ("r2plus1d_18", {}, "VideoResNet .* 3x64x64: .*; it reads clips: choose one of pictures, or kind: trunk"),
+    ],
+)
+def test_rows_that_a_network_cannot_take_are_said_before_it_runs(name: str, fields: dict[str, Any], said: str) -> None:
+    library = "torchvision" if name == "r2plus1d_18" else "timm"
+    network = {"name": name, "library": library, "weights": "none.safetensors"}
+    values = {"network": network, "transform": {"resize": 64, "crop": 64}, **fields}
+    which = (Trunk if fields else Rgb).model_validate({"kind": "rgb", **values})
+    with pytest.raises(UserError, match=f"network does not take its rows: network {name}: got {said}"):
+        feature_shape(Model(which, None))
+
+
+def test_rows_that_a_network_cannot_take_are_not_converted(tmp_path: Path) -> None:
+    write_network(tmp_path / "w.safetensors", VIT)
+    which = model(tmp_path, network=NetworkConfig(name=VIT, weights=tmp_path / "w.safetensors"))
+    with pytest.raises(UserError, match=f"network does not take its rows: network {VIT}: got VisionTransformer"):
+        prepare(which, tmp_path / "cache")
+
+
+def test_a_mean_alone_is_of_as_many_colours_as_the_networks_std(folder: Path) -> None:
+    which = model(folder, transform=Transform(resize=64, crop=64, mean=(0.5,)))
+    with pytest.raises(UserError, match="mean and std differ in length: network test_resnet: got 1 and 3; set both"):
+        feature_shape(which)
+    alike = Transform(resize=64, crop=64, mean=(0.5,), std=(0.5,))
+    assert feature_shape(model(folder, transform=alike)) == feature_shape(model(folder))
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the stack of signals is changed on Linux")
 def test_after_engines_a_signal_is_still_handled(folder: Path) -> None:
     """What stops a job in good order must not be a segmentation fault."""

@@ -126,6 +126,13 @@ def test_broken_files_are_refused_in_one_line(tmp_path: Path, suffix: str, data:
     assert "\n" not in str(error.value)
 
 
+def test_a_reader_that_stumbles_says_that_it_is_no_file_of_weights(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    path.write_bytes(b"hello")
+    with pytest.raises(NetworkError, match=r"weights do not load: .*w.pt: it is no file of weights \(\d+\); nothing"):
+        load_state(path)
+
+
 def test_a_file_that_holds_something_else(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(NetworkError, match="expected a state dict of tensors, got list"):

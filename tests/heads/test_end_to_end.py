@@ -305,6 +305,12 @@ def test_a_recipe_without_an_encoder_is_what_it_was() -> None:
         ("vtn", (1, 32, 32, 3), {"reads": "rgbdiff"}, "differences take two frames: encoder of clips: expected 2 or"),
         ("vtn", (12,), {}, "rows do not fit the encoder"),
         ("vtn", (4, 32, 32, 3), {"name": "resnet10x"}, "encoder: unknown network: timm: 'resnet10x'"),
+        (
+            "vtn",
+            (32, 32, 3),
+            {"name": "vit_tiny_patch16_224", "crop_px": 32, "options": {}},
+            "encoder: VisionTransformer cannot take an input of 3x32x32: ",
+        ),
         ("ridge", (4, 32, 32, 3), {}, "no encoder with ridge, which is not trained in steps"),
     ],
 )

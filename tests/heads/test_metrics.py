@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from heads.metrics import (
     ranks,
     single_label,
 )
+from heads.results import Predictions, write_predictions
 
 GENERATOR = np.random.default_rng(0)
 
@@ -119,3 +121,12 @@ def test_precision_at_equal_recall_by_hand() -> None:
     assert precision_at_equal_recall(logits, labels) == pytest.approx((0.5 + 1 + 0.5) / 3)
     assert precision_at_equal_recall(logits[3:], labels[3:]) is None
     assert multi_label(logits, labels, list("abcd"))["perr"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_probabilities_of_large_logits(tmp_path: Path) -> None:
+    logits, labels = np.array([[-2000, -1000]], np.float32), np.array([[False, True]])
+    write_predictions(tmp_path, Predictions(["v"], labels, logits), ["a", "b"])
+    assert (tmp_path / "predictions.csv").read_text().splitlines()[1] == "v,b,b,0.000000,b|a"
+    write_predictions(tmp_path, Predictions(["v"], labels, -logits), ["a", "b"])
+    assert (tmp_path / "predictions.csv").read_text().splitlines()[1] == "v,b,a,1.000000,a|b"

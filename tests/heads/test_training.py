@@ -474,7 +474,7 @@ def test_several_labels_a_video(tmp_path: Path) -> None:
     assert go(tmp_path / "ridge", RidgeConfig(features=("rgb",)), data=(features, several))["map"] > 0.9
     header = (tmp_path / "average" / "history.csv").read_text().splitlines()[0]
     assert header == "epoch,lr,train_loss,train_map,test_loss,test_map"
-    with pytest.raises(FramepoolError, match="balanced classes need one label a video"):
+    with pytest.raises(UserError, match="balanced classes need one label a video: head attention_cluster: got several"):
         go(tmp_path / "cluster", data=(features, several))
 
 

@@ -197,6 +197,12 @@ def test_clips_that_a_network_of_clips_cannot_take() -> None:
         heads.build("tsn", {"clips": (16, 64, 64, 3)}, 3, network=network, crop_px=64)
 
 
+def test_a_crop_that_a_transformer_cannot_take() -> None:
+    network = {"name": "vit_tiny_patch16_224", "library": "timm"}
+    with pytest.raises(UserError, match=r"tsn: VisionTransformer cannot take an input of 3x32x32: .*; set crop_px"):
+        heads.build("tsn", {"frames": (64, 64, 3)}, 3, network=network, crop_px=32)
+
+
 def test_patches_of_sound_have_one_size() -> None:
     network = {**SMALL_CNN, "reads": "logmel"}
     with pytest.raises(UserError, match=re.escape("network.reads: logmel: expected (96,64), got (96, 40)")):

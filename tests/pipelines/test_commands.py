@@ -19,8 +19,11 @@ import yaml
 
 import heads
 from features.atomic import Lock
+from features.errors import UserError
+from heads.kinds import AverageConfig
 from pipelines import __main__ as program
 from pipelines import plan as plans
+from pipelines.commands import stage_one
 from pipelines.passes import mentioned
 from tests.heads.test_training import bytes_of
 from tests.media import write_video
@@ -173,6 +176,17 @@ def test_index_names_a_head_with_a_network_that_there_is_not(here: Path, call: C
     said = call("index tiny")
     assert said.code == 2 and "unknown network: timm: 'resnet10x'; near: " in said.err
     assert "config/tiny.yaml: $.heads.cnn.network" in said.err
+
+
+def test_a_head_of_one_label_is_refused_before_extraction() -> None:
+    def check(balanced: bool, multi_label: bool) -> None:
+        head = AverageConfig.model_validate({"kind": "average", "features": ["rgb"], "train": {"balanced": balanced}})
+        stage_one._check_head("$.heads.mine", head, multi_label)
+
+    check(balanced=True, multi_label=False)
+    check(balanced=False, multi_label=True)
+    with pytest.raises(UserError, match=r"one label a video: \$.heads.mine: got several"):
+        check(balanced=True, multi_label=True)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:99"])

@@ -63,6 +63,12 @@ def message(folder: Path, monkeypatch: pytest.MonkeyPatch, value: dict[str, Any]
         (f"{RGB}.limits", {"max_pixels": "4GB"}, ".limits.max_pixels: expected .*, got '4GB'"),
         (f"{RGB}.precision", "fp61", ".precision: expected one of 'fp32', 'bf16' or 'int8', got 'fp61'"),
         (f"{RGB}.transform", {"resize": 64, "crop": 99}, ".transform.*: expected crop <= resize, .* 64.*"),
+        (
+            f"{RGB}.transform",
+            {"mean": [0.5], "std": [0.5] * 3},
+            ".transform.*: expected mean and std of equal .*",
+        ),
+        (f"{RGB}.transform", {"mean": [0.5, 0.5]}, ".transform.*: expected mean and std of equal .*"),
         (f"{RGB}.network.weights", DELETED, ".network.weights: expected a value, got nothing"),
     ],
 )

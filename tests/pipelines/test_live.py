@@ -164,6 +164,8 @@ def test_the_command_prints_a_line_a_label(capsys: pytest.CaptureFixture[str]) -
     for line in lines:
         assert re.fullmatch(r" +\d+\.\d{3} s  (Jump|Run)  [01]\.\d{3}  \d+\.\d frames/s", line)
     assert said.err.startswith("the last 3 embeddings, each 5. frame\n5 labels in ")
+    assert program.main(["stream", str(folder), clip(), "--every", "1", "--last", "3", "--threads", "1"]) == 0
+    assert capsys.readouterr().err.startswith("the last 3 embeddings, each frame\n")
 
 
 def test_an_iterator_that_is_left_ends_its_thread() -> None:

@@ -190,6 +190,17 @@ def test_page_names_every_video_that_is_not_ok_with_its_reason(out: Path) -> Non
     assert [row["outcome"] for row in rows_of(out / "outcomes.csv")] == ["partial", "undecodable"]
 
 
+def test_page_without_stores_says_nothing_of_their_videos(tmp_path: Path) -> None:
+    text = (example(tmp_path, stores=[]) / "index.html").read_text()
+    assert "Every video of every store" not in text
+
+
+def test_a_name_outside_of_the_font_draws_no_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    classes = ["走る", "跳ぶ"]
+    head = by_head([read_run(make_run(tmp_path, "average", "1", 0, 0.5, classes), ())])[0]
+    assert "走る" in (figures.confusion(head) or "") and not [w for w in recwarn if "Glyph" in str(w.message)]
+
+
 def test_page_asks_nothing_of_any_network(out: Path) -> None:
     text = (out / "index.html").read_text()
     page = Page(text)
