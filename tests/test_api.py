@@ -140,7 +140,7 @@ def test_mistakes_are_said(here: Path) -> None:
 
 def test_a_list_with_times_trains_on_clips(here: Path) -> None:
     data = framepool.load("demo", "rgb")
-    assert data.groups is not None and data.groups[0] == "g01" and data.actions is None
+    assert data.groups is not None and data.groups[0] == "Jump/g01" and data.actions is None
     train = {"epochs": 1, "clip_s": 0.1}
     with pytest.raises(UserError, match="labels without times"):
         framepool.train(data, "average", train=train)

@@ -256,7 +256,7 @@ def test_a_message_that_is_cut_by_death_is_death(paths: dict[int, Path], monkeyp
 
 def test_nothing_is_left_after_an_error_anywhere(paths: dict[int, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ZeroDivisionError), Decoders([JOB], paths, 2) as decoders:
-        assert rings() == 2
+        assert rings() > 0
         next(iter(decoders))
         raise ZeroDivisionError
     assert rings() == 0

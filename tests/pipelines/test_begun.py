@@ -14,7 +14,7 @@ from extract.networks.weights import load_state
 from extract.shard import extract_shards
 from features.errors import UserError
 from pipelines import plan as plans
-from pipelines.commands.stage_one import _gather, task_of
+from pipelines.commands.stage_one import gathered, task_of
 from pipelines.commands.stage_two import train
 from pipelines.config import load
 from pipelines.groups import groups
@@ -94,7 +94,7 @@ def test_networks_begin_as_that_of_the_pictures(there: Path) -> None:
     for shard in range(plan.shard_count):
         extract_shards([task_of(plan.store(name), shard) for name in ("pixels", "tvl1")], workers=1)
     for name in ("pixels", "tvl1"):
-        _gather(plan.store(name))
+        gathered(plan.store(name))
     args = Namespace(
         dataset="tiny",
         head=["tsn_flow"],

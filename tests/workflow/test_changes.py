@@ -158,8 +158,8 @@ def test_a_touched_video_ends_in_the_same_bytes(copy: Path) -> None:
 
 
 def test_a_video_that_turns_up_is_extracted(copy: Path) -> None:
-    name = world.name_of(8)
-    (copy / "videos" / f"{name}.avi").unlink()
+    world.write_config(copy, changed(max_bad_share=0.2))
+    (copy / "videos" / f"{world.name_of(8)}.avi").unlink()
     assert world.planned(copy)["extract"] == 1
 
 
