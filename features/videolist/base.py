@@ -1,4 +1,4 @@
-"""A video list: one row a video, in an order that only grows.
+"""A video list: one row a video, in an order that outlives changes of it.
 
 found = Gathered(["1"])
 found.add("Archery/a", ("Archery",), "g01", ("train",), path, line)
@@ -7,6 +7,7 @@ videos = found.finish(["Archery"], path)
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,10 +139,23 @@ def few_shots(videos: VideoList, shots: int, where: Path) -> VideoList:
 
 
 def append(previous: VideoList, new: VideoList) -> VideoList:
-    """`new` in the order of `previous`, and at the end what `previous` lacks: full shards stay as they are."""
+    """`new` in the order of `previous`, so that full shards stay as they are. What `previous` lacks takes the places of
+    what is gone, then those at the end; places still free are taken by the last videos: n lines less change n shards
+    and the last ones, not all behind them."""
     by_id = {video.id: video for video in new.videos}
-    old = [kept for video in previous.videos if (kept := by_id.pop(video.id, None)) is not None]
-    return replace(new, videos=(*old, *by_id.values()))
+    places = [by_id.pop(video.id, None) for video in previous.videos]
+    free = deque(place for place, video in enumerate(places) if video is None)
+    for video in by_id.values():
+        if free:
+            places[free.popleft()] = video
+        else:
+            places.append(video)
+    while free:
+        if (last := places.pop()) is None:
+            free.pop()
+        else:
+            places[free.popleft()] = last
+    return replace(new, videos=tuple(video for video in places if video is not None))
 
 
 def problems(videos: VideoList) -> list[str]:

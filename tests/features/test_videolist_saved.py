@@ -103,9 +103,36 @@ def test_append_takes_the_order_of_the_old_and_the_rest_of_the_new() -> None:
         tuple(Video(id, "", (1,), ("", "test"), "g") for id in "abcd"[:3] + "e"), ("w", "x"), ("1", "2"), True
     )
     both = append(old, new)
-    assert [video.id for video in both.videos] == ["c", "b", "a", "e"]
+    assert [video.id for video in both.videos] == ["a", "c", "b", "e"]  # a in the place of d, which is gone
     assert set(both.videos) == set(new.videos)
     assert (both.classes, both.splits, both.multi_label) == (new.classes, new.splits, new.multi_label)
+
+
+@pytest.mark.parametrize(
+    ("now", "order"),
+    [
+        ("abdefghij", "abjdefghi"),  # the last one takes the place of c
+        ("abcdefgh", "abcdefgh"),
+        ("abcdefg", "abcdefg"),
+        ("bdfhj", "jbhdf"),
+        ("fghij", "jihgf"),
+        ("acdefghijk", "akcdefghij"),  # a new one takes it
+        ("acdefghijkl", "akcdefghijl"),
+        ("adefghijk", "akjdefghi"),
+        ("xy", "xy"),
+    ],
+)
+def test_lines_less_touch_their_own_places_and_the_last(now: str, order: str) -> None:
+    def of(ids: str) -> VideoList:
+        return VideoList(tuple(Video(id, "", (0,), ("train",), "") for id in ids), ("x",), ("1",))
+
+    before, after = of("abcdefghij"), append(of("abcdefghij"), of(now))
+    assert "".join(video.id for video in after.videos) == order
+    assert append(after, of(now)) == after  # jobs come to the same order before and after it is written
+    kept = {video.id for video in before.videos} & set(now)
+    gone, new = len(before.videos) - len(kept), len(now) - len(kept)
+    moved = [a for a, b in zip(before.videos, after.videos, strict=False) if a != b and a.id in kept]
+    assert len(moved) <= max(0, gone - new)
 
 
 def test_problems() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from features.manifest import read_manifest
 from tests.media import write_network, write_video
 from tests.workflow import world
 
@@ -117,6 +118,26 @@ def test_ten_more_videos_in_the_middle_leave_the_earlier_in_their_place(copy: Pa
     assert world.store(copy) == store
     assert [(store / f"{shard:05d}.json").read_bytes() for shard in (0, 1)] == earlier
     assert len(list(store.glob("0000?.json"))) == 5
+    assert world.planned(copy) == {}
+
+
+def test_a_line_less_redoes_its_shard_and_the_last(copy: Path) -> None:
+    """Nine videos in shards of four: the ninth takes the place of the first, and there are two shards."""
+    world.write_list(copy, [world.name_of(number) for number in range(1, world.VIDEOS)])
+    text = world.snakemake(copy, "results/tiny", "--dry-run")
+    assert world.planned(copy) == {"index": 1, "extract": 1, "gather": 1, "train_tiny_1": 1, "assemble": 1}
+    assert "00000.json" in text
+
+
+@pytest.mark.slow
+def test_a_line_less_leaves_other_shards_as_they_are(copy: Path) -> None:
+    store = world.store(copy)
+    before, second = read_manifest(store, 0).ids, (store / "00001.json").stat().st_mtime_ns
+    world.write_list(copy, [name for k in range(world.VIDEOS) if (name := world.name_of(k)) != before[1]])
+    world.snakemake(copy)
+    after = read_manifest(store, 0).ids
+    assert [a for a, b in zip(before, after, strict=True) if a != b] == [before[1]]
+    assert (store / "00001.json").stat().st_mtime_ns == second
     assert world.planned(copy) == {}
 
 
