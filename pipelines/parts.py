@@ -99,13 +99,18 @@ class Store:
         return str(self.folder / "store.json")
 
     @property
+    def computed(self) -> Path:
+        """The file that says what became of the videos where no rows are kept."""
+        return self.plan.work / "computed" / f"{self.name}.json"
+
+    @property
     def arguments(self) -> str:
         """How the command line names this store."""
         return f"--extractor {self.extractor}" + (f" --split {shlex.quote(self.split)}" if self.split else "")
 
-    @property
+    @cached_property
     def collection(self) -> Collection | None:
-        """The rows that it imports, of all the videos of the list."""
+        """The rows that it imports, of all the videos of the list; found once for all shards of a command."""
         config = self.config
         if not isinstance(config, Imported):
             return None

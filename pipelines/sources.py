@@ -89,6 +89,7 @@ def opened(
         return from_disk(folders, ids, stream, processes)
 
     from features.batches import Features
+    from pipelines.computed import note
     from pipelines.virtual import Virtual
 
     plan = next(iter(stores.values())).plan
@@ -101,6 +102,7 @@ def opened(
         stores={m: {"store": s.name, "digest": s.digest} for m, s in live.items()},
         workers=threads,
         max_bad_share=plan.config.max_bad_share,
+        tell=lambda m, stage, outcomes: note(live[m], stage.lasting_facts, stage.row_shape, stage.dtype.name, outcomes),
     )
 
 

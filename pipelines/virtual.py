@@ -7,13 +7,13 @@ order and the batches are those of rows in memory, so a head trains to the same 
 decode is one without rows, which counts for nothing where it stands in a batch (a store would have left it out of the
 order, and so made other batches); too many of them stop the run.
 
-    with Virtual.open(tasks, stored, ids, paths, workers=2, max_bad_share=0.05) as features:
+    with Virtual.open(tasks, stored, ids, paths, workers=2, max_bad_share=0.05, tell=print) as features:
         for rows, places, numbers in features.blocks(train, generator, batch=32): rows.batch(numbers, even_rows(3))
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -100,7 +100,9 @@ class Virtual:
     stores: dict[str, dict[str, Any]]
     computing: Computing
     max_bad_share: float
+    tell: Callable[[str, Stage, dict[str, Outcome]], None]  # is told, by modality, what became of the videos
     outcomes: dict[str, dict[int, Outcome]] = field(default_factory=dict)  # by modality and video, of those seen so far
+    told: dict[str, dict[int, Outcome]] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -113,16 +115,18 @@ class Virtual:
         stores: Mapping[str, dict[str, Any]],
         workers: int,
         max_bad_share: float,
+        tell: Callable[[str, Stage, dict[str, Outcome]], None],
     ) -> Self:
         """Of `tasks`, by modality, beside what is `stored`; the files (None: not found) stand beside the `ids`.
-        `stores` are what a run records of the computed ones."""
+        `stores` are what a run records of the computed ones. After each pass over videos `tell` learns what became of
+        those that were decoded so far, where that is news: modality, what computed it, outcomes by id."""
         with converter():
             computing = Computing({m: stage_of(task) for m, task in tasks.items()}, workers)
         known = {m: {**stores[m], "facts": stage.lasting_facts} for m, stage in computing.stages.items()}
         names = tuple(tasks)
         own = () if stored is None else tuple(stored.rows)
         facts = {**known, **({} if stored is None else stored.stores)}
-        return cls(tuple(ids), tuple(paths), names, (*names, *own), stored, facts, computing, max_bad_share)
+        return cls(tuple(ids), tuple(paths), names, (*names, *own), stored, facts, computing, max_bad_share, tell)
 
     def __enter__(self) -> Self:
         return self
@@ -215,6 +219,7 @@ class Virtual:
                 next(computed, None)  # to its end
             finally:
                 wait(ahead)
+                self._tell()
         self._check()
 
     def _computed(self, videos: Sequence[int]) -> Generator[Video]:
@@ -247,6 +252,12 @@ class Virtual:
         times = torch.from_numpy(np.concatenate([*(times for times, _ in pairs), [0]]).astype(np.int64))
         lengths = torch.tensor([len(rows) for _, rows in pairs])
         return Rows(data, lengths.cumsum(0) - lengths, lengths, times)
+
+    def _tell(self) -> None:
+        for name, outcomes in self.outcomes.items():
+            if outcomes != self.told.get(name):
+                self.tell(name, self.computing.stages[name], {self.ids[v]: o for v, o in outcomes.items()})
+                self.told[name] = dict(outcomes)
 
     def _check(self) -> None:
         for name, outcomes in self.outcomes.items():

@@ -79,6 +79,8 @@ def _bring_in(plan: Plan, path: Path, threads: int) -> None:
 
 
 def _list(plan: Plan, folder: Path) -> None:
+    from pipelines.report.stores import read_store
+
     needed = {store.name for store in plan.stores()}
     there = {p.name for p in folder.iterdir() if p.is_dir()} if folder.is_dir() else set()
     for name in sorted(needed | there):
@@ -91,6 +93,10 @@ def _list(plan: Plan, folder: Path) -> None:
             print(f"  row {'x'.join(map(str, first.row_shape))} {first.dtype}; {_statistics(manifests)}")
             print(f"  outcomes {in_words(o for m in manifests for o in m.outcomes)}")
             print(f"  recipe {json.dumps(first.recipe, sort_keys=True)}")
+    for store in plan.all_stores():
+        if not store.config.store and store.computed.is_file():
+            ended = ", ".join(f"{n} {name}" for name, n in read_store(store.computed).counts.items())
+            print(f"{store.name}: keeps no rows\n  outcomes {ended}")
 
 
 def _statistics(manifests: list[Manifest]) -> str:

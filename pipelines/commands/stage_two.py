@@ -289,7 +289,10 @@ def assemble(args: Namespace) -> None:
         dataset=plan.dataset,
         title=plan.config.title,
         runs=_folders(runs),
-        stores=[s.folder for s in plan.stores() if not args.partial or Path(s.summary).is_file()],
+        stores=[
+            *(s.folder for s in plan.stores() if not args.partial or Path(s.summary).is_file()),
+            *(s.computed for s in plan.all_stores() if not s.config.store and s.computed.is_file()),
+        ],
         videos=plan.videos,
         splits=plan.config.splits,
         factors=plan.config.factors,

@@ -1,6 +1,7 @@
 """What a report says of a feature store: sizes, recorded statistics, and every video that did not end well.
 
-`framepool gather` sums up a store in its store.json; that stays where the rows were temporary and are gone.
+`framepool gather` sums up a store in its store.json; that stays where the rows were temporary and are gone. Of an
+extractor that keeps none `pipelines.computed` writes a file of the same words.
 
 store = read_store(Path("work/demo/features/rgb-0123abcd"))
 store.counts, store.troubles[:3]
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 from features.errors import FramepoolError
 from features.manifest import read_manifest, shards
-from features.outcome import NAMES
+from features.outcome import NAMES, Outcome
 
 
 class Trouble(NamedTuple):
@@ -51,27 +52,34 @@ class Store:
     troubles: tuple[Trouble, ...]
 
 
-def read_store(folder: Path) -> Store:
-    """Sum up the manifests, one at a time, or take the summary of before. Raises `FramepoolError` where neither is."""
-    numbers = shards(folder)
-    if not numbers:
-        return _from_summary(folder)
+def troubles(store: str, outcomes: Mapping[str, Outcome]) -> tuple[Trouble, ...]:
+    """Those of the `outcomes`, by video, that are not ok."""
+    return tuple(
+        Trouble(store, video, o.outcome, o.reason, o.rows, o.decoded, o.promised)
+        for video, o in outcomes.items()
+        if o.outcome != "ok"
+    )
+
+
+def read_store(path: Path) -> Store:
+    """Sum up the manifests in a folder, one at a time, or take the summary of before; or what a file says. Raises
+    `FramepoolError` where there is none of these."""
+    if path.suffix:
+        return _from_summary(path, "no summary of outcomes", "remove it: the next training writes it anew")
+    if not (numbers := shards(path)):
+        return _from_summary(path / "store.json", "store is empty", "run `framepool extract` for its extractor")
     counts: Counter[str] = Counter()
-    troubles: list[Trouble] = []
+    found: list[Trouble] = []
     statistics: list[dict[str, Any]] = []
     videos = rows = size = 0
     for number in numbers:
-        manifest = read_manifest(folder, number)
+        manifest = read_manifest(path, number)
         counts.update(o.outcome for o in manifest.outcomes)
-        troubles += [
-            Trouble(folder.name, video, o.outcome, o.reason, o.rows, o.decoded, o.promised)
-            for video, o in zip(manifest.ids, manifest.outcomes, strict=True)
-            if o.outcome != "ok"
-        ]
+        found += troubles(path.name, dict(zip(manifest.ids, manifest.outcomes, strict=True)))
         statistics.append(manifest.statistics)
         videos, rows, size = videos + len(manifest.ids), rows + manifest.rows, size + manifest.bytes
     return Store(
-        name=folder.name,
+        name=path.name,
         digest=manifest.digest,
         recipe=manifest.recipe,
         facts=manifest.facts,
@@ -83,18 +91,17 @@ def read_store(folder: Path) -> Store:
         row_shape=manifest.row_shape,
         dtype=manifest.dtype,
         counts={name: counts[name] for name in NAMES if counts[name]},
-        troubles=tuple(troubles),
+        troubles=tuple(found),
     )
 
 
-def _from_summary(folder: Path) -> Store:
+def _from_summary(path: Path, what: str, fix: str) -> Store:
     try:
-        fields = json.loads((folder / "store.json").read_bytes())["report"]
-        troubles = tuple(Trouble(*trouble) for trouble in fields.pop("troubles"))
-        return Store(**{**fields, "row_shape": tuple(fields["row_shape"]), "troubles": troubles})
+        fields = json.loads(path.read_bytes())["report"]
+        found = tuple(Trouble(*trouble) for trouble in fields.pop("troubles"))
+        return Store(**{**fields, "row_shape": tuple(fields["row_shape"]), "troubles": found})
     except (OSError, ValueError, KeyError, TypeError):
-        fix = "run `framepool extract` for its extractor"
-        raise FramepoolError("store is empty", where=folder, fix=fix) from None
+        raise FramepoolError(what, where=path, fix=fix) from None
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

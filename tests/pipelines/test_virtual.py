@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import json
 import shutil
 import sys
@@ -18,10 +19,13 @@ import torch
 
 from extract.shard import extract_shards
 from features.batches import Features, all_rows
-from features.errors import TooManyBad
+from features.errors import FramepoolError, TooManyBad
+from features.outcome import Outcome
 from heads.kinds import TsnConfig
 from pipelines import plan as plans
 from pipelines.commands.stage_one import task_of
+from pipelines.computed import note
+from pipelines.report.stores import read_store
 from pipelines.virtual import Virtual
 from tests.heads.made import SMALL_CNN
 from tests.heads.test_steps import Stop, stopping
@@ -95,7 +99,7 @@ def stored(*names: str) -> Features:
     return Features.open({s.extractor: s.folder for s in stores}, [v.id for v in plan.videos.videos])
 
 
-def opened(*names: str, kept: Features | None = None, share: float = 0.3) -> Virtual:
+def opened(*names: str, kept: Features | None = None, share: float = 0.3, tell: Any = lambda *_: None) -> Virtual:
     plan = plans.of("virtual")
     videos = plan.videos.videos
     return Virtual.open(
@@ -106,6 +110,7 @@ def opened(*names: str, kept: Features | None = None, share: float = 0.3) -> Vir
         stores={name: {"store": name, "digest": name} for name in names},
         workers=2,
         max_bad_share=share,
+        tell=tell,
     )
 
 
@@ -195,6 +200,44 @@ def test_a_video_that_does_not_decode_teaches_nothing(there: Path, tmp_path: Pat
         list(features.blocks(torch.arange(9)))
 
 
+def test_what_became_of_videos_is_told_where_it_is_news(there: Path) -> None:
+    """After each pass, one that is broken off and one of too many bad ones included."""
+    told: list[tuple[str, int]] = []
+    bad = broken()
+    with opened("pixels", share=0, tell=lambda m, _, found: told.append((m, len(found)))) as features:
+        good = torch.tensor([v for v in range(9) if v != bad])
+        for videos in (good[:3], good[:2], good):
+            list(features.blocks(videos))
+        assert told == [("pixels", 3), ("pixels", 8)]
+        passing = features.blocks(torch.arange(9), batch=4, generator=torch.Generator().manual_seed(0))
+        next(passing)
+        passing.close()
+        with pytest.raises(TooManyBad):
+            list(features.blocks(torch.arange(9)))
+    assert told[-1] == ("pixels", 9)
+
+
+def test_trainings_add_what_they_saw(there: Path) -> None:
+    """To a summary as stores have it, in the order of the list and of its videos alone."""
+    store = plans.of("virtual").store("pixels")
+    names = [v.id for v in store.plan.videos.videos]
+    fine, gone = Outcome(outcome="ok", rows=4, decoded=8, promised=8), Outcome(outcome="timeout", reason="slow")
+    given: dict[str, Any] = {"facts": {"transform": {"crop": 32}}, "row_shape": (32, 32, 3), "dtype": "uint8"}
+    note(store, **given, outcomes={names[2]: gone, names[1]: gone, "left/long_ago": fine})
+    note(store, **given, outcomes={names[0]: fine, names[1]: fine})
+    found = read_store(store.computed)
+    assert (found.name, found.digest, found.recipe) == (store.name, store.digest, store.recipe)
+    assert (found.videos, found.rows, found.shards, found.bytes) == (3, 8, 0, 0)
+    assert found.counts == {"ok": 2, "timeout": 1} and (found.row_shape, found.dtype) == ((32, 32, 3), "uint8")
+    assert [(t.video, t.outcome, t.reason) for t in found.troubles] == [(names[2], "timeout", "slow")]
+    store.computed.write_text("{")
+    with pytest.raises(FramepoolError, match=r"^no summary of outcomes: .*remove it"):
+        read_store(store.computed)
+    note(store, **given, outcomes={names[0]: fine})
+    assert read_store(store.computed).counts == {"ok": 1}
+    store.computed.unlink()
+
+
 def test_a_batch_of_nothing_but_broken_videos(there: Path, tmp_path: Path) -> None:
     config = TsnConfig.model_validate({**CONFIG["heads"]["tsn"], "train": {"epochs": 1, "batch": 1}})
     bad = broken()
@@ -214,6 +257,12 @@ def test_the_workflow_trains_on_what_is_not_stored(folder: Path, tmp_path: Path)
     (run,) = (here / "work" / "tiny" / "runs").glob("tsn-*/seed0")
     stores = json.loads((run / "run.json").read_text())["stores"]
     assert stores["pixels"]["facts"]["transform"]["crop"] == 32
+    with (here / "results" / "tiny" / "outcomes.csv").open() as file:
+        (row,) = (row for row in csv.DictReader(file) if row["store"].startswith("pixels-"))
+    assert (row["video"], row["outcome"]) == (world.name_of(4), "undecodable")
+    page = (here / "results" / "tiny" / "index.html").read_text()
+    assert '<td class="num">none kept</td>' in page and "8 ok" in page
+    assert ": keeps no rows\n  outcomes 8 ok, 1 undecodable\n" in world.framepool(here, "features", "tiny")
     printed = json.loads(world.framepool(here, "evaluate", str(run.relative_to(here))))
     assert printed["n_test"] == json.loads((run / "metrics.json").read_text())["n_test"]
     assert world.planned(here) == {}
@@ -236,6 +285,8 @@ def test_two_processes_compute_a_part_each(folder: Path) -> None:
         printed = world.command(folder, train)
         assert "computed as asked" in printed
         (history,) = (folder / "work" / name / "runs").glob("both-*/seed0/history.csv")
+        for path in (folder / "work" / name / "computed").glob("*.json"):
+            assert read_store(path).counts == {"ok": 8, "undecodable": 1}
         found.append(np.genfromtxt(history, delimiter=",", skip_header=1))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
     assert np.isfinite(found[0]).all()
