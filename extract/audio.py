@@ -22,7 +22,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 
 from extract.config import Limits
-from extract.media import MOST_LOST, MediaError, opened
+from extract.media import MOST_LOST, Clock, MediaError, may_jump, opened
 from extract.span import Media
 
 RATE_HZ: Final = 16_000
@@ -44,9 +44,9 @@ class Heard:
 
 
 def duration_s(path: Media, limits: Limits) -> float:
-    """What the header says of the sound's length. Raises `MediaError`."""
+    """What the header says of the sound's length, or lets guess. Raises `MediaError`."""
     with opened(path, limits.max_pixels) as container:
-        return _promised_s(container, _tracks(container)[0])
+        return _told_s(container, _tracks(container)[0])
 
 
 def decode_audio(path: Media, limits: Limits, heard: Heard) -> Iterator[Sound]:
@@ -78,6 +78,13 @@ def _tracks(container: av.container.InputContainer) -> list[AudioStream]:
 
 
 def _promised_s(container: av.container.InputContainer, stream: AudioStream) -> float:
+    """0 where it is a guess: of clocks that may jump, of ADTS by its first bit rate, or of all tracks together."""
+    if may_jump(container) or container.format.name == "aac" or (not stream.duration and len(container.streams) > 1):
+        return 0.0
+    return _told_s(container, stream)
+
+
+def _told_s(container: av.container.InputContainer, stream: AudioStream) -> float:
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     return (container.duration or 0) * 1e-6
@@ -122,13 +129,13 @@ def _native(
 
 
 def _frames(container: av.container.InputContainer, stream: AudioStream, heard: Heard) -> Iterator[AudioFrame]:
-    packets = container.demux(stream)
+    packets, clock = container.demux(stream), Clock(container)
     while True:
         try:
             packet = next(packets, None)
             if packet is None:
                 return
-            yield from stream.decode(packet)
+            yield from stream.decode(clock(packet))
         except (av.error.EOFError, IndexError):
             return
         except av.error.FFmpegError as error:

@@ -345,7 +345,8 @@ class Audio(Mapped):
 
 AnyExtractor = Pixels | Tvl1 | Logmel | Frames | Imported | Rgb | RgbDiff | Trunk | Flow | Audio
 ExtractorConfig = Annotated[AnyExtractor, Field(discriminator="kind")]
-# Bumped by hand when a change to the code changes the rows.
+# Bumped by hand when a change to the code changes the rows, of one kind or of all that decode files.
+DECODED: Final = 1
 NUMERICS: Final = {
     **dict.fromkeys(("pixels", "trunk"), 3),
     **dict.fromkeys(("rgb", "imported", "logmel"), 2),
@@ -372,7 +373,9 @@ def recipe(
     of the recipe of the extractor that it reads.
     """
     viewed = isinstance(config, FromVideo) and isinstance(config.sampling, Spread) and len(config.transform.views) > 1
-    value = {**config.recipe(), "numerics": NUMERICS[config.kind] + viewed, "source": source}  # type: ignore[attr-defined]
+    decoded = DECODED if source is None and isinstance(config, FromVideo | Logmel) else 0
+    numerics = NUMERICS[config.kind] + viewed + decoded  # type: ignore[attr-defined]
+    value = {**config.recipe(), "numerics": numerics, "source": source}
     for field in ("store", "temporary"):
         del value[field]
     if source is not None:

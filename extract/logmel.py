@@ -49,7 +49,7 @@ def samples(
         yield Outcome(outcome=error.outcome, reason=error.reason)
         return
     seconds = heard.samples / RATE_HZ
-    reason = f"{seconds:.2f} of {heard.promised_s:.2f} s of sound decoded"
+    reason = f"{seconds:.2f} {f'of {heard.promised_s:.2f} ' if heard.promised_s else ''}s of sound decoded"
     reason += f"; {heard.first_error}" if heard.errors else ""
     if count == 0:
         yield Outcome(outcome="too_short", reason=f"{seconds:.3f} s of sound, a patch takes {SPAN / RATE_HZ} s")

@@ -13,8 +13,9 @@ the size changes on the way. What hangs (a FIFO, a network mount) is for the cal
 `framepool stream` alone asks for more: `decode_live` also reads cameras, and addresses of the listed schemes, each with
 the protocols that it needs and no others.
 
-Times are microseconds of presentation as the file has them: they need not start at 0, and may be negative. Interlaced
-pictures stay woven as they are; alpha is dropped.
+Times are microseconds of presentation as the file has them: they need not start at 0, and may be negative; where the
+clock jumps because pieces were joined (MPEG, Ogg) the next piece follows the one before. Interlaced pictures stay woven
+as they are, alpha is dropped, and pixels count as square.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 from av.codec.hwaccel import HWAccel
+from av.format import Flags
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 
@@ -43,7 +45,10 @@ from extract.span import Media, Span
 from features.errors import UserError
 from features.outcome import Name
 
-CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,gif,wav,mp3,flac,aac"
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,ogg,gif,mxf,nut,ivf,yuv4mpegpipe,mjpeg,"
+    "wav,mp3,flac,aac"
+)
 ONLY = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
 LIVE = {  # schemes of addresses, and the protocols that FFmpeg may speak for each
     **dict.fromkeys(("http", "https"), "http,https,httpproxy,tls,tcp"),
@@ -58,6 +63,41 @@ ANSWER_S = 10.0  # how long an address or a camera may be silent
 MOST_LOST = 1000  # packets that do not decode, before the rest is given up
 DISORDER = 3  # pictures by which a container's times may be out of order
 LAST_US = 1 << 62
+AHEAD_S, BACK_S = 10, Fraction(1, 10)  # what times of MPEG may jump by before they are another piece's
+
+
+def may_jump(container: av.container.InputContainer) -> bool:
+    """Whether FFmpeg says that times of the container's format may."""
+    return Flags.ts_discont in Flags(container.format.flags)
+
+
+class Clock:
+    """Makes one clock of the times of a track's packets. Where they may jump, they do where FFmpeg's tools think so:
+    ahead by more than `AHEAD_S`, or back by more than `BACK_S`."""
+
+    def __init__(self, container: av.container.InputContainer) -> None:
+        self._may_jump = may_jump(container)
+        self._last: int | None = None
+        self._next, self._offset, self._delay = 0, 0, 0  # in the packets' ticks
+
+    def __call__(self, packet: Any) -> Any:
+        """`packet`, its times set."""
+        if not self._may_jump or not packet.time_base:
+            return packet
+        if packet.dts is not None:
+            at, second = packet.dts + self._offset, 1 / packet.time_base
+            if packet.pts is not None:
+                if abs(packet.pts - packet.dts) > AHEAD_S * second:  # the first behind a jump, of which one is a guess
+                    packet.pts = packet.dts + self._delay
+                self._delay = packet.pts - packet.dts
+            if self._last is not None and not self._last - BACK_S * second <= at <= self._next + AHEAD_S * second:
+                self._offset += self._next - at
+                at = self._next
+            self._last, self._next = at, at + (packet.duration or 0)
+        if self._offset:
+            packet.pts = None if packet.pts is None else packet.pts + self._offset
+            packet.dts = None if packet.dts is None else packet.dts + self._offset
+        return packet
 
 
 class MediaError(Exception):
@@ -103,7 +143,7 @@ def probe(path: Media, limits: Limits) -> Probe:
         _check_pixels(stream.width, stream.height, limits)
         if stream.frames > limits.max_frames:
             raise MediaError("too_large", f"{stream.frames} frames promised, limit {limits.max_frames}")
-        step_us = _step_us(stream)
+        step_us, indexed = _step_us(stream), len(stream.index_entries)
         times: list[int] = []
         first, last = LAST_US, -LAST_US
         for packet in _packets(container, stream):
@@ -115,7 +155,10 @@ def probe(path: Media, limits: Limits) -> Probe:
                 raise MediaError("too_large", f"{seconds:.0f} s long, limit {limits.max_duration_s:.0f} s")
             if len(times) > limits.max_frames:
                 raise MediaError("too_large", f"more than {limits.max_frames} frames")
-        return Probe(np.sort(np.array(times, dtype=np.int64)), _promised(container, stream), step_us)
+        promised = _promised(container, stream)
+        if container.format.name == "avi" and max(len(times), promised // 2) <= indexed:
+            promised = indexed  # the header counts pictures that were left out, too; a file that is cut has no index
+        return Probe(np.sort(np.array(times, dtype=np.int64)), promised, step_us)
 
 
 def decode(
@@ -263,9 +306,10 @@ def _packets(
     container: av.container.InputContainer, stream: av.VideoStream
 ) -> Iterator[av.Packet[av.VideoStream] | av.error.FFmpegError]:
     """Packets to the end of the file, the last an empty one; in place of what cannot be read its error."""
+    clock = Clock(container)
     for _ in range(MOST_LOST):
         try:
-            yield from container.demux(stream)
+            yield from map(clock, container.demux(stream))
             return
         except av.error.FFmpegError as error:
             _memory(error)

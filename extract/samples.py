@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -21,7 +22,7 @@ from av.video.frame import VideoFrame
 from extract.config import CENTRE, AnyExtractor, FromVideo, Limits, Logmel, Tvl1, View, snippet
 from extract.media import Decoded, MediaError, Probe, decode, probe
 from extract.sampling import Window, rows
-from extract.samplings import Clips, Every, Sampling, Segments, Spread, Uniform
+from extract.samplings import Clips, Every, Fps, Sampling, Segments, Spread, Uniform
 from extract.scaler import Scaler
 from extract.span import Media
 from features.outcome import Outcome
@@ -186,16 +187,34 @@ def _heard(path: Media, number: int, job: SoundJob, told: Told) -> Iterator[tupl
 
 
 @dataclass
+class _Places:
+    """Which of the packets at `times_us` (F,) a picture stands for: its own, and those before it that gave none. A
+    packet may be half of a picture, one that is never shown, or one that decoding begins too late for."""
+
+    times_us: npt.NDArray[np.int64]
+    at: int = 0  # the next packet
+
+    def of(self, time_us: int) -> range:
+        first, times = self.at, self.times_us
+        while self.at + 1 < len(times) and times[self.at] < time_us and times[self.at + 1] <= time_us:
+            self.at += 1
+        self.at += 1
+        return range(first, self.at)
+
+
+@dataclass
 class _Choice:
     """The frames that one job wants, and those of them that are there.
 
     `late`: its rows depend on the number of frames, which is known for certain only at the end. The rows of the others
-    leave as their last frame comes, and a frame is kept no longer than a row needs it.
+    leave as their last frame comes, and a frame is kept no longer than a row needs it. Frames that are chosen by their
+    times are known by those, others by their numbers.
     """
 
     job: Job
     scale: Scaler
     late: bool
+    places: _Places | None
     every: int  # frames between rows, where no count is needed; else 0
     waiting: deque[list[int]]
     uses: Counter[int]
@@ -208,6 +227,7 @@ class _Choice:
         return cls(
             job=job,
             scale=_scaler(job),
+            places=_Places(times_us) if isinstance(job.sampling, Fps) else None,
             late=late or isinstance(job.sampling, Uniform | Segments | Spread),
             every=job.sampling.k if single else 0,  # type: ignore[union-attr]
             waiting=deque([] if single else wanted.tolist()),
@@ -219,24 +239,34 @@ class _Choice:
         """Whether a video that is shorter than a row has one all the same."""
         return isinstance(self.job.sampling, Clips)
 
-    def wants(self, number: int) -> bool:
-        return number % self.every == 0 if self.every else number in self.uses
+    def take(self, number: int, time_us: int, look: Callable[[], Array]) -> Iterator[tuple[int, tuple[int, Array]]]:
+        """Take a frame, if it is wanted; gives the rows that it completes, with window 0."""
+        numbers = range(number, number + 1) if self.places is None else self.places.of(time_us)
+        yield from self.stand_for(numbers, time_us, look)
 
-    def add(self, number: int, time_us: int, image: Array) -> Iterator[tuple[int, tuple[int, Array]]]:
-        """Take a frame; gives the rows that it completes, with window 0."""
+    def stand_for(
+        self, numbers: range, time_us: int, look: Callable[[], Array]
+    ) -> Iterator[tuple[int, tuple[int, Array]]]:
+        """A frame in the place of all of `numbers`; a row of it alone is given once."""
         if self.every:
-            for view in self.job.views:
-                yield 0, (time_us, seen(image, self.job.sides, view))
+            if any(n % self.every == 0 for n in numbers):
+                for view in self.job.views:
+                    yield 0, (time_us, seen(look(), self.job.sides, view))
             return
-        self.images[number] = time_us, image
-        while not self.late and self.waiting and max(self.waiting[0]) <= number:
+        wanted = [n for n in numbers if n in self.uses]
+        if not wanted:
+            return
+        taken = time_us, look()
+        self.images |= dict.fromkeys(wanted if self.job.frames > 1 else wanted[-1:], taken)
+        while not self.late and self.waiting and max(self.waiting[0]) <= wanted[-1]:
             row = self.waiting.popleft()
-            for found in self._row(row):
-                yield 0, found
+            if all(n in self.images for n in row):
+                for found in self._row(row):
+                    yield 0, found
             self.uses.subtract(row)
             for n in set(row):
                 if self.uses[n] == 0:
-                    del self.images[n]
+                    self.images.pop(n, None)
 
     def rows(self) -> Iterator[tuple[int, Array]]:
         """The rows that are whole at the end."""
@@ -269,7 +299,7 @@ class _Windows:
 
     job: Job
     scale: Scaler
-    times_us: npt.NDArray[np.int64]
+    places: _Places
     waiting: Iterator[tuple[int, int, int]]  # (window, its first frame, the one after its last)
     next: tuple[int, int, int] | None = None
     open: list[tuple[int, int, int, _Choice]] = field(default_factory=list)
@@ -277,24 +307,24 @@ class _Windows:
     @classmethod
     def of(cls, job: Job, window: Window, video: Probe) -> Self:
         spans = window.frames(video.times_us, video.duration_us)
-        own = cls(job, _scaler(job), video.times_us, iter(spans))
+        own = cls(job, _scaler(job), _Places(video.times_us), iter(spans))
         own.next = next(own.waiting, None)
         return own
 
-    def wants(self, number: int) -> bool:
-        while self.next is not None and self.next[1] <= number:
+    def take(self, number: int, time_us: int, look: Callable[[], Array]) -> Iterator[tuple[int, tuple[int, Array]]]:
+        """See `_Choice`; with the window that a row is of."""
+        numbers = self.places.of(time_us)
+        while self.next is not None and self.next[1] <= numbers[-1]:
             part, first, last = self.next
-            choice = replace(_Choice.of(replace(self.job, window=None), self.times_us[first:last]), late=False)
+            times_us = self.places.times_us[first:last]
+            choice = replace(_Choice.of(replace(self.job, window=None), times_us), late=False)
             self.open.append((part, first, last, choice))
             self.next = next(self.waiting, None)
-        self.open = [one for one in self.open if number < one[2]]
-        return any(choice.wants(number - first) for _, first, _, choice in self.open)
-
-    def add(self, number: int, time_us: int, image: Array) -> Iterator[tuple[int, tuple[int, Array]]]:
-        for part, first, _, choice in self.open:
-            if choice.wants(number - first):
-                for row in choice.add(number - first, time_us, image):
-                    yield part, row[1]  # in its own counting it is window 0
+        for part, first, last, choice in self.open:
+            own = range(max(numbers.start - first, 0), min(numbers.stop, last) - first)
+            for _, row in choice.stand_for(own, time_us, look) if numbers[-1] < last else ():
+                yield part, row
+        self.open = [one for one in self.open if numbers.stop < one[2]]
 
 
 def _choice(job: Job, video: Probe) -> _Choice | _Windows:
@@ -318,9 +348,8 @@ def _pass(
         told.alive()
         done: dict[tuple[Any, ...], Array] = {}
         for n, choice in choices.items():
-            if choice.wants(number):
-                for part, row in choice.add(number, time_us, _scaled(frame, choice, done)):
-                    yield n, part, row
+            for part, row in choice.take(number, time_us, partial(_scaled, frame, choice, done)):
+                yield n, part, row
 
 
 def _scaled(frame: VideoFrame, choice: _Choice | _Windows, done: dict[tuple[Any, ...], Array]) -> Array:

@@ -41,8 +41,10 @@ def rows(
         case Every():
             starts = np.arange(0, room, sampling.k)
         case Fps():
-            ticks = np.arange(0, (times_us[-1] - times_us[0]) * 1e-6 + 1e-6, 1 / sampling.fps)
-            shown = np.searchsorted(times_us - times_us[0], ticks * 1e6 + 0.5, side="right") - 1
+            usual_us = np.median(np.diff(times_us)) if total > 1 else 0.0
+            early_us = max(0.5, min(1000.0, usual_us / 2))  # both ends of a span may be rounded to milliseconds
+            ticks = np.arange(0, (times_us[-1] - times_us[0] + early_us) * 1e-6, 1 / sampling.fps)
+            shown = np.searchsorted(times_us - times_us[0], ticks * 1e6 + early_us, side="right") - 1
             starts = np.unique(np.clip(shown, 0, None))
             starts = starts[starts < room]
         case Clips():

@@ -28,7 +28,8 @@ class Every(Config):
 
 
 class Fps(Config):
-    """The frame on screen at 0, 1 / fps, 2 / fps, ... seconds by true time; no frame twice."""
+    """The frame on screen at 0, 1 / fps, 2 / fps, ... seconds by true time, or due within a millisecond, for some
+    containers round to them; no frame twice."""
 
     kind: Literal["fps"]
     fps: PositiveFloat

@@ -7,17 +7,19 @@ Scaler(256, 256, "bilinear", width_px=340)(frame)       # uint8 (256, 340, 3)
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
+from av.error import FFmpegError
 from av.sidedata.sidedata import SideData
 from av.video.frame import VideoFrame
-from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 
 from extract.media import MediaError
 
 LONGEST_PX: Final = 1 << 16  # of a picture that is scaled before its crop; slivers would fill the memory
+_RESERVED: Final = 3  # ISO/IEC 23091-2, matrix coefficients
 Image = npt.NDArray[np.uint8]
 
 
@@ -58,10 +60,24 @@ class Scaler:
         width, height = (max(self.resize_px, round(side * scale)) for side in (frame.width, frame.height))
         if max(width, height) > LONGEST_PX:
             raise MediaError("too_large", f"{frame.width}x{frame.height} pixels would become {width}x{height}")
-        scaled = self._reformat(
-            frame, width=width, height=height, format=self.pixel_format, interpolation=self._filter, threads=1
+        if frame.interlaced_frame:  # FFmpeg would scale its fields apart, and weave combs of their edges
+            frame = VideoFrame.from_ndarray(self._in_colours(frame, format="rgb24").to_ndarray(), format="rgb24")
+        scaled = self._in_colours(
+            frame, width=width, height=height, format=self.pixel_format, interpolation=self._filter
         )
         return scaled.to_ndarray().astype(np.uint8, copy=False)
+
+    def _in_colours(self, frame: VideoFrame, **asked: Any) -> VideoFrame:
+        """`frame` reformatted; a matrix that is "reserved" is one that is not told. Raises `MediaError` for colours
+        that FFmpeg does not convert."""
+        known = None if frame.colorspace != _RESERVED else Colorspace.ITU601
+        try:
+            return self._reformat(frame, threads=1, src_colorspace=known, dst_colorspace=known, **asked)
+        except MemoryError:  # FFmpeg's own is one of its errors, too
+            raise
+        except FFmpegError:
+            reason = f"its colours (matrix {frame.colorspace} of ISO/IEC 23091-2) are not converted"
+            raise MediaError("undecodable", reason) from None
 
 
 def _upright(image: Image, frame: VideoFrame) -> Image:

@@ -12,7 +12,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import psutil
 import pytest
@@ -20,8 +22,9 @@ import pytest
 import extract.decoders as module
 from extract.config import Limits
 from extract.decoders import Decoders, End, Row
-from extract.samples import Job, samples
-from extract.sampling import rows
+from extract.media import probe
+from extract.samples import Job, Told, _Places, parts, samples
+from extract.sampling import Window, rows
 from extract.samplings import Clips, Every, Fps, Segments, Uniform
 from extract.span import Span, SpanFile
 from features.errors import UserError
@@ -342,6 +345,48 @@ def test_rows_are_frames_of_the_whole_video(
     assert [time_us for time_us, _ in found] == middles
     for (_, image), row in zip(found, wanted, strict=True):
         assert np.array_equal(image, np.squeeze(np.stack([whole[n][1] for n in row]), 0 if len(row) == 1 else ()))
+
+
+HALF_S = Fps(kind="fps", fps=2)
+
+
+@pytest.mark.parametrize("at", [0.25, 0.3, 0.4])
+def test_frames_chosen_by_time_are_those_of_a_stream_that_is_cut_open(tmp_path: Path, at: float) -> None:
+    """Packets before the first whole picture give none; numbers would be late by as many."""
+    whole = tmp_path / "whole.ts"
+    with av.open(str(whole), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=25, options={"g": "50", "bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for image in np.random.default_rng(0).integers(0, 255, (200, 48, 64, 3), dtype=np.uint8):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    path, data = tmp_path / "cut.ts", whole.read_bytes()
+    path.write_bytes(data[int(at * len(data)) // 188 * 188 :])
+    packets = probe(path, Limits()).times_us
+    shown = np.array([time_us for time_us, _ in rows_of(path, replace(JOB, sampling=Every(kind="every")))])
+    assert len(shown) < len(packets)
+    ticks = np.arange(packets[0], packets[-1] + 1, 500_000)
+    late = [int(shown[min(np.searchsorted(shown, tick - 40_000, "right"), len(shown) - 1)]) for tick in ticks]
+    found = [time_us for time_us, _ in rows_of(path, replace(JOB, sampling=HALF_S))]
+    assert np.abs(np.array(found) - np.unique(late)).max() <= 40_000 and len(found) == len(set(late))
+    window = replace(JOB, sampling=HALF_S, window=Window(1_000_000, 1_000_000))
+    for number, part, item in parts(path, {0: window}, Told()):
+        if not isinstance(item, Outcome):
+            inside = item[0] - packets[0] - part * 1_000_000
+            assert number == 0 and (0 <= inside < 1_000_000)
+
+
+def test_a_picture_stands_for_the_packets_before_it_that_gave_none() -> None:
+    places = _Places(np.array([0, 33, 34, 67, 100, 100, 133]))
+    assert [list(places.of(time_us)) for time_us in (0, 34, 67, 100, 100, 133, 167)] == [
+        [0],
+        [1, 2],
+        [3],
+        [4],
+        [5],
+        [6],
+        [7],
+    ]
 
 
 JOBS = [

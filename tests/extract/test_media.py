@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from extract.audio import RATE_HZ, Heard, decode_audio
 from extract.config import Limits
 from extract.media import Decoded, MediaError, decode, probe
 from extract.scaler import Scaler
@@ -308,6 +309,91 @@ def test_interlaced_pictures_stay_woven(tmp_path: Path) -> None:
         container.mux(stream.encode())
     given = images(path, 48, 48)
     assert len(given) == 3 and given[:, ::2].mean() > 180 and given[:, 1::2].mean() < 20
+
+
+def test_interlaced_pictures_are_scaled_as_they_are_woven(tmp_path: Path) -> None:
+    """Not a field at a time, which would leave the combs of a moving edge at full contrast."""
+    path = tmp_path / "moving.mpg"
+    image = np.zeros((480, 640, 3), np.uint8)
+    image[::2, 320:] = image[1::2, 360:] = 255
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mpeg2video", rate=25, options={"flags": "+ildct+ilme", "qmax": "2"})
+        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
+        for _ in range(2):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    frame = next(decode(path, Limits(), Decoded()))[2]
+    assert frame.interlaced_frame
+    edge = images(path, 120, 120)[0, 20:100, 63:67]  # between 320 and 360 of 640, in a crop of 120 of 160
+    assert edge.min() > 90 and edge.max() < 165
+    assert np.ptp(images(path, 120, 120, pixels="gray")[0, 20:100, 64].astype(int)) < 20
+    assert images(path, 1, 1).shape[1:] == (1, 1, 3)
+
+
+@pytest.mark.parametrize(("matrix", "outcome"), [(3, "ok"), (8, "undecodable")])
+def test_colours_that_nobody_converts(tmp_path: Path, matrix: int, outcome: str) -> None:
+    """A reserved matrix is none that is told; of YCgCo the video is at fault, and not the decoder."""
+    path = tmp_path / "colours.mpg"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mpeg2video", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.colorspace = matrix
+        for grey in (40, 200):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((48, 64, 3), grey, np.uint8), "rgb24")))
+        container.mux(stream.encode())
+    found = outcome_of(path)
+    assert found.outcome == outcome
+    if outcome == "ok":
+        assert abs(int(images(path)[1].mean()) - 200) < 4
+    else:
+        assert found.reason == "its colours (matrix 8 of ISO/IEC 23091-2) are not converted"
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [("ts", "libx264"), ("mpg", "mpeg2video")])
+@pytest.mark.parametrize("later_s", [0, 3600])
+def test_joined_pieces_have_one_clock(tmp_path: Path, suffix: str, codec: str, later_s: int) -> None:
+    """The second piece begins where the first ends, whether its own clock begins anew or an hour later."""
+
+    def piece(name: str, start_s: int) -> bytes:
+        path = tmp_path / f"{name}.{suffix}"
+        with av.open(str(path), "w") as container:
+            pictures: Any = container.add_stream(codec, rate=25)
+            sounds: Any = container.add_stream("mp2", rate=48_000, layout="mono")
+            pictures.width, pictures.height, pictures.pix_fmt = 64, 48, "yuv420p"
+            for k in range(50):
+                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 4 * k, np.uint8), format="rgb24")
+                frame.pts, frame.time_base = start_s * 25 + k, Fraction(1, 25)
+                container.mux(pictures.encode(frame))
+                heard = av.AudioFrame.from_ndarray(np.full((1, 1920), 1000, np.int16), format="s16", layout="mono")
+                heard.sample_rate, heard.pts, heard.time_base = 48_000, start_s * 48_000 + k * 1920, Fraction(1, 48_000)
+                container.mux(sounds.encode(heard))
+            container.mux([*pictures.encode(), *sounds.encode()])
+        return path.read_bytes()
+
+    joined = tmp_path / f"joined.{suffix}"
+    joined.write_bytes(piece("first", 0) + piece("second", later_s))
+    found, heard = Decoded(), Heard()
+    assert len(list(decode(joined, Limits(), found))) == 100 and not found.errors
+    assert probe(joined, Limits()).times_us.tolist() == found.times_us
+    assert 3.9e6 < found.times_us[-1] - found.times_us[0] < 4.1e6 and np.diff(found.times_us).max() <= 80_000
+    sound_s = sum(map(len, decode_audio(joined, Limits(), heard))) / RATE_HZ
+    assert 3.9 < sound_s < 4.2 and heard.promised_s == 0
+
+
+def test_an_avi_that_leaves_pictures_out_is_whole(tmp_path: Path) -> None:
+    """Its header counts them, its index does not."""
+    path = tmp_path / "dropped.avi"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in (n for n in range(72) if n % 6 != 3):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 3 * k, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = k, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].frames == 72
+    assert (found := outcome_of(path)).outcome == "ok" and found.decoded == found.promised == 60
 
 
 def test_a_cover_is_no_video(tmp_path: Path) -> None:

@@ -36,16 +36,25 @@ def test_every(total: int, k: int) -> None:
     st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(-1000, 1000), st.sampled_from([1, 2, 7.5, 30])
 )
 def test_fps(steps_ms: list[int], start_ms: int, fps: float) -> None:
-    """The frame on screen at each tick, by true time, whatever the steps between frames and the first time are."""
+    """The frame on screen at each tick, or due within a millisecond and half a step, by true time, whatever the steps
+    between frames and the first time are."""
     at_us = (start_ms + np.cumsum([0, *steps_ms])) * 1000
+    early_us = min(1000.0, float(np.median(steps_ms)) * 500)
     found: list[int] = []
     tick = 0
-    while tick / fps * 1e6 <= at_us[-1] - at_us[0] + 0.5:
-        shown = max(f for f in range(len(at_us)) if at_us[f] - at_us[0] <= tick / fps * 1e6 + 0.5)
+    while tick / fps * 1e6 < at_us[-1] - at_us[0] + early_us:
+        shown = max(f for f in range(len(at_us)) if at_us[f] - at_us[0] <= tick / fps * 1e6 + early_us)
         if shown not in found:
             found.append(shown)
         tick += 1
     assert rows(Fps(kind="fps", fps=fps), at_us).tolist() == [[f] for f in found]
+
+
+def test_fps_of_times_that_a_container_rounded_to_milliseconds() -> None:
+    """Every frame, every second one, every third, of 30 a second."""
+    at_us = np.round(np.arange(300) * 1000 / 30).astype(np.int64) * 1000
+    for fps, every in ((30, 1), (15, 2), (10, 3)):
+        assert rows(Fps(kind="fps", fps=fps), at_us)[:, 0].tolist() == list(range(0, 300, every))
 
 
 @given(counts, small, st.integers(1, 20))
