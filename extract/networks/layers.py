@@ -39,6 +39,11 @@ class Layer(nn.Module):
         self._axes: tuple[int, ...] = ()
         _module(trunk, path).register_forward_hook(self._keep)
         whole = output_shape(self, input_shape)
+        if output_shape(self, input_shape, 2) != (2, *whole[1:]):
+            raise NetworkError(
+                f"layer {path!r} has no row of its own for each input: it sees parts of them, such as windows; "
+                f"got {whole[0]} rows of one input; take the block that it is in"
+            )
         if pool:
             self._axes = _pooled_axes(whole, input_shape)
         self.shape = tuple(n for axis, n in enumerate(whole) if axis and axis not in self._axes)
@@ -69,10 +74,11 @@ def _module(trunk: nn.Module, path: str) -> nn.Module:
     raise NetworkError(f"unknown layer: {path!r} of {type(trunk).__name__}; near: {', '.join(near)}")
 
 
-def output_shape(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(1, *F): of one input that exists in shape alone. Raises `NetworkError` for one that `module` cannot take."""
+def output_shape(module: nn.Module, input_shape: tuple[int, ...], inputs: int = 1) -> tuple[int, ...]:
+    """(1, *F): of one input, or of several, that exist in shape alone. Raises `NetworkError` for what `module` cannot
+    take."""
     try:
-        return _shape(module, input_shape)
+        return _shape(module, input_shape, inputs)
     except NetworkError:
         raise
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:  # each library has its own way
@@ -81,9 +87,9 @@ def output_shape(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, 
         raise NetworkError(f"{type(module).__name__} cannot take an input of {shape}: {reason}") from error
 
 
-def _shape(module: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+def _shape(module: nn.Module, input_shape: tuple[int, ...], inputs: int) -> tuple[int, ...]:
     parameter = next(module.parameters(), torch.empty(0))
-    x = torch.empty(1, *input_shape, device=parameter.device, dtype=parameter.dtype)
+    x = torch.empty(inputs, *input_shape, device=parameter.device, dtype=parameter.dtype)
     with torch.no_grad():
         if parameter.is_meta:
             return tuple(module(x).shape)

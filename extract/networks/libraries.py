@@ -25,6 +25,7 @@ from torch.nn.modules.conv import _ConvNd
 from extract.networks import audio, i3d
 from extract.networks.c3d import C3d
 from extract.networks.flash import FlashCnn
+from extract.networks.layers import output_shape
 from extract.networks.r3d34 import R3d34
 from extract.networks.rows import Reads
 from extract.networks.spec import PATCH, InputSpec
@@ -113,20 +114,25 @@ def check_name(name: str, library: Library) -> None:
         raise _unknown(name, library)
 
 
-def split(model: nn.Module, library: Library) -> tuple[nn.Module, nn.Module, int]:
-    """(trunk, classifier, D): `model` with its classifier taken off; an identity where it has none."""
+def split(model: nn.Module, library: Library, input_shape: tuple[int, ...]) -> tuple[nn.Module, nn.Module, int]:
+    """(trunk, classifier, D): `model` for inputs (C, [T,] H, W) with its classifier taken off; an identity where it has
+    none that is one linear layer."""
     if library == "framepool":
         path = "fc" if hasattr(model, "fc") else "classifier"
         classifier = model.get_submodule(path)
         setattr(model, path, nn.Identity())
         return model, classifier, model.feature_dim  # type: ignore[return-value]
     if library == "timm":
-        # with features_only there is nothing of the kind
-        linear = model.get_classifier() if hasattr(model, "get_classifier") else None  # type: ignore[operator]
-        if not isinstance(linear, nn.Linear):
+        if not hasattr(model, "reset_classifier"):  # as with features_only
             raise _no_classifier(model)
+        linear = model.get_classifier()  # type: ignore[operator]
         model.reset_classifier(0)  # type: ignore[operator]
-        return model, linear, linear.in_features
+        if isinstance(linear, nn.Linear):
+            return model, linear, linear.in_features
+        shape = output_shape(model.eval(), input_shape)
+        if len(shape) != 2:
+            raise NetworkError(f"{type(model).__name__} gives maps of {shape[1:]} and no rows: name one of its layers")
+        return model, nn.Identity(), shape[1]
     from torchvision.models.video import S3D
 
     if isinstance(model, S3D):

@@ -1,4 +1,4 @@
-"""Any timm or torchvision classifier, 2D or 3D, and our own networks, by name, as a trunk and a classifier.
+"""Any network of timm's or torchvision's, 2D or 3D, and our own, by name, as a trunk and a classifier.
 
     network = build("mobilenetv2_100", weights="mobilenetv2.safetensors", options={"pad_type": "same"})
     network.trunk(images)                            # (B, C, H, W) float, normalised -> (B, D) pooled features
@@ -125,7 +125,7 @@ def build(
         fresh = _inflated(whole, state, inflate, str(weights))
     elif isinstance(weights, Path) and not ours:
         fresh = _filled(whole, state, str(weights), spread)
-    trunk, classifier, feature_dim = split(whole, library)
+    trunk, classifier, feature_dim = split(whole, library, spec.shape(in_chans))
     if "input" in notes:
         spec = replace(InputSpec.of(notes["input"]), frames=spec.frames)
     network = Network(trunk, classifier, (feature_dim,), replace(spec, reads=found), asked)

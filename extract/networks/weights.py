@@ -5,17 +5,25 @@ state, notes = load_state(Path("mobilenetv2.safetensors"))
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 from torch import nn
+
+_WRAPPERS: Final = ("state_dict", "model", "model_state_dict", "state_dict_ema", "model_ema")
+_PREFIXES: Final = ("module.", "_orig_mod.")
+_COUNTED: Final = "num_batches_tracked"
+_NUMBERS: Final = [np.dtype, np.float64(0).__reduce__()[0], *(type(np.dtype(kind)) for kind in "fdil?")]
+_BESIDE: Final[list[Any]] = [argparse.Namespace, *_NUMBERS]  # what trainings save beside the tensors; as harmless
 
 
 class NetworkError(ValueError):
@@ -25,8 +33,8 @@ class NetworkError(ValueError):
 def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """A file's tensors by key, and our own notes in it (empty for files that we did not write).
 
-    A nested ``state_dict`` or ``model`` is unwrapped and the prefix ``module.`` of data-parallel training removed.
-    Of an ``.npz``, arrays whose names start with ``_`` are no weights.
+    A nested ``state_dict``, ``model`` or their like is unwrapped, and the prefixes of data-parallel and compiled
+    modules are taken off. Of an ``.npz``, arrays whose names start with ``_`` are no weights.
     """
     if not path.is_file():
         raise NetworkError(f"weights are not there: {path}: expected a .safetensors, .npz, .pt or .pth file")
@@ -34,22 +42,41 @@ def load_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         if path.suffix == ".safetensors":
             with safetensors.safe_open(path, framework="pt") as file:
                 notes = json.loads((file.metadata() or {}).get("framepool", "{}"))
-                return {key: file.get_tensor(key) for key in file.keys()}, notes  # noqa: SIM118 (not a dict)
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+                return state if notes else _bare(state), notes
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
-                return {key: torch.from_numpy(arrays[key]) for key in arrays if not key.startswith("_")}, {}
-        state = torch.load(path, map_location="cpu", weights_only=True)
+                return _bare({key: torch.from_numpy(arrays[key]) for key in arrays if not key.startswith("_")}), {}
+        with torch.serialization.safe_globals(_BESIDE):
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or hostile file makes the readers raise
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        if " " not in reason:  # a number or a byte, by which an unpickler stumbled
+        if other := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            reason = f"it holds a {other[1]} beside the tensors: save the state dict alone"
+        elif " " not in reason:  # a number or a byte, by which an unpickler stumbled
             reason = f"it is no file of weights ({reason})"
         raise NetworkError(f"weights do not load: {path}: {reason}; nothing in the file was executed") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
+    while isinstance(state, Mapping):
+        found = [name for name in _WRAPPERS if isinstance(state.get(name), Mapping)]
+        if len(found) > 1:
+            raise NetworkError(
+                f"weights do not load: {path}: expected one state dict, got {' and '.join(found)}; save the one that "
+                "is meant"
+            )
+        if not found:
+            break
+        state = state[found[0]]
     if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise NetworkError(f"weights do not load: {path}: expected a state dict of tensors, got {type(state).__name__}")
-    return {str(key).removeprefix("module."): value for key, value in state.items()}, {}
+    return _bare({str(key): value for key, value in state.items()}), {}
+
+
+def _bare(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without what data-parallel, averaged and compiled modules put before and beside the keys."""
+    state = {key: value for key, value in state.items() if key != "n_averaged"}
+    while prefix := next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), ""):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state
 
 
 def save_state(state: Mapping[str, torch.Tensor], notes: Mapping[str, Any]) -> bytes:
@@ -59,8 +86,12 @@ def save_state(state: Mapping[str, torch.Tensor], notes: Mapping[str, Any]) -> b
 
 
 def fill(module: nn.Module, state: Mapping[str, torch.Tensor], where: str) -> None:
-    """Put `state` into `module`; every key, shape and kind of number must match, and every value be finite."""
-    same_shapes(module.state_dict(), state, where)
+    """Put `state` into `module`; every key, shape and kind of number must match, and every value be finite. Files of
+    before torch 0.4.1 have no counts of batch norms' batches; these stay."""
+    own = module.state_dict()
+    if not any(key.endswith(_COUNTED) for key in state):
+        state = {**{key: value for key, value in own.items() if key.endswith(_COUNTED)}, **state}
+    same_shapes(own, state, where)
     for key, value in state.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise NetworkError(f"weights are not finite: {where}: {key}")

@@ -35,6 +35,17 @@ def test_a_layer_is_what_the_trunk_computes_on_its_way() -> None:
     assert not pooled.training and not any(m.training for m in pooled.modules())
 
 
+@pytest.mark.parametrize(
+    ("name", "layer", "rows"),
+    [("swin_tiny_patch4_window7_224", "layers.0.blocks.0.attn", 64), ("mobilevit_xxs", "stages.2.1.transformer", 4)],
+)
+def test_a_layer_of_windows_has_no_row_an_input(name: str, layer: str, rows: int) -> None:
+    with torch.device("meta"), pytest.raises(NetworkError, match=f"got {rows} rows of one input; take the block that"):
+        build(name, layer=layer)
+    with torch.device("meta"):
+        assert len(build(name, layer=layer.rpartition(".")[0]).feature_shape) == 1
+
+
 def test_what_comes_after_the_layer_is_not_run() -> None:
     network = build("test_resnet", layer="layer2")
     ran = []

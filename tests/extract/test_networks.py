@@ -241,6 +241,19 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
         build("mobilenetv2_100", options=options)
 
 
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [("dla34", 512), ("deit_tiny_distilled_patch16_224", 192), ("vit_small_patch14_dinov2", 384), ("repvit_m1", 384)],
+)
+def test_networks_whose_classifier_is_no_linear_layer_or_that_have_none(name: str, dim: int) -> None:
+    with torch.device("meta"):
+        network = build(name)
+        assert network.feature_shape == (dim,) and network.num_classes == 0
+        size_px = network.input.size_px
+        assert network.trunk(torch.empty(2, 3, size_px, size_px)).shape == (2, dim)
+        assert build(name, num_classes=7).num_classes == 7
+
+
 def test_names_lists_both_libraries() -> None:
     assert "resnet50" in names("timm") and "resnet50" in names("torchvision")
 

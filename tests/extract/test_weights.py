@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -60,8 +62,27 @@ def test_a_librarys_own_file_fits_in_every_wrapping(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "c.pt")
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, tmp_path / "d.pth")
     torch.save({"model": state}, tmp_path / "e.pt")
+    averaged = {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in state.items()}}
+    torch.save({"model_ema": averaged, "args": argparse.Namespace(lr=0.1), "best": np.float64(0.7)}, tmp_path / "f.pth")
+    torch.save({"model": {"state_dict": {f"_orig_mod.{k}": v for k, v in state.items()}}}, tmp_path / "g.pt")
+    safetensors.torch.save_file({f"module.{k}": v for k, v in state.items()}, tmp_path / "h.safetensors")
+    torch.save({k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}, tmp_path / "i.pt")
     digests = {build("test_resnet", weights=p).weights_sha256 for p in sorted(tmp_path.iterdir())}
     assert len(digests) == 1
+
+
+class Recipe:
+    """What a training of somebody's saved beside its weights."""
+
+
+def test_a_file_with_more_than_one_set_of_weights_or_with_other_things_says_so(tmp_path: Path) -> None:
+    state, path = state_of(), tmp_path / "w.pth"
+    torch.save({"state_dict": state, "state_dict_ema": state}, path)
+    with pytest.raises(NetworkError, match="expected one state dict, got state_dict and state_dict_ema; save the one "):
+        load_state(path)
+    torch.save({"state_dict": state, "recipe": Recipe()}, path)
+    with pytest.raises(NetworkError, match=r"it holds a tests\S+Recipe beside the tensors: save the state dict alone"):
+        load_state(path)
 
 
 def first_of(state: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, torch.Tensor]:
