@@ -19,16 +19,17 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from features.atomic import Disk, Lock, fsync_folder, make_folder, publish_folder, remove, write_json, writing
+from features.atomic import Lock, make_folder, publish_folder, remove, write_json
 from features.errors import DamagedStore, UserError
+from features.foreign.export import whole
 from features.manifest import Manifest, manifest_path
 from features.store import partial_path, read_shard, retire, shard_path, shards, verify_shard, write_shard
 
 
 def export_stores(path: Path, stores: Sequence[Path]) -> int:
     """Write every published shard of `stores` to `path`, verified as it is read; returns how many."""
-    temporary, count = path.with_name(f".{path.name}.tmp"), 0
-    with writing(path), h5py.File(temporary, "w") as file:
+    count = 0
+    with whole(path, stores) as temporary, h5py.File(temporary, "w") as file:
         for store in stores:
             for number in shards(store):
                 shard = read_shard(store, number)
@@ -42,11 +43,6 @@ def export_stores(path: Path, stores: Sequence[Path]) -> int:
                 text = json.dumps(shard.manifest.to_json(), sort_keys=True).encode()
                 group.create_dataset("manifest", data=np.frombuffer(text, np.uint8))
                 count += 1
-    with writing(path):
-        with temporary.open("rb") as stream:
-            Disk.fsync(stream.fileno())
-        Disk.rename(temporary, path)
-        fsync_folder(path.parent)
     return count
 
 
@@ -74,7 +70,8 @@ def import_stores(path: Path, folder: Path) -> Iterator[tuple[str, int, bool]]:
         raise UserError("not an HDF5 file", where=path, got=error, fix="give a file that --export wrote") from None
     with file:
         for store in sorted(file):
-            if not isinstance(file[store], h5py.Group):
+            link = file.get(store, getlink=True)  # others lead to other files, or nowhere
+            if not isinstance(link, h5py.HardLink) or not isinstance(file[store], h5py.Group):
                 raise UserError("not a store of ours", where=f"{path}: {store}", fix="give a file that --export wrote")
             for name, group in sorted(file[store].items()):
                 shard, new = _import(folder / store, f"{path}: {store}/{name}", group)

@@ -117,7 +117,7 @@ class Store:
         from features.foreign import opened
 
         ids = [video.id for video in self.plan.videos.videos]
-        return opened(config.path, config.layout, config.key, config.every_s, ids)
+        return opened(config.path, config.layout, config.key, config.every_s, ids, self.plan.work.parent / "cache")
 
     @property
     def gpus(self) -> int:
@@ -233,6 +233,13 @@ class Run:
     def seed_folder(self, seed: int) -> Path:
         """Where the run of a seed is; that of the only one where one is enough."""
         return self.folder / f"seed{self.seeds[0] if self.single else seed}"
+
+    def start_folder(self, seed: int) -> Path | None:
+        """The run that the training of a seed begins with: of the same seed where there is one, else of the first."""
+        if (first := self.start) is None:
+            return None
+        same = first.seed_folder(seed)
+        return same if seed in first.seeds or same.is_dir() else first.seed_folder(first.seeds[0])
 
     @property
     def inputs(self) -> list[str]:

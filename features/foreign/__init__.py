@@ -21,8 +21,16 @@ from features.errors import UserError
 from features.foreign.base import Collection, Unreadable, layout_of
 
 
-def opened(path: Path, layout: str | None, key: str | None, every_s: float | None, ids: Sequence[str]) -> Collection:
-    """The rows of the videos `ids` at `path`; `every_s` between rows where they bring no times. Raises `UserError`."""
+def opened(
+    path: Path,
+    layout: str | None,
+    key: str | None,
+    every_s: float | None,
+    ids: Sequence[str],
+    cache: Path | None = None,
+) -> Collection:
+    """The rows of the videos `ids` at `path`; `every_s` between rows where they bring no times. What is in tars is kept
+    in the folder `cache`, for the next who asks. Raises `UserError`."""
     if not path.exists():
         raise UserError("features are not there", where=path, fix="set path to the folder or file that has them")
     layout = layout or layout_of(path)
@@ -33,7 +41,7 @@ def opened(path: Path, layout: str | None, key: str | None, every_s: float | Non
     if layout == "webdataset":
         from features.foreign.webdataset import Tars
 
-        return Tars(path, key, every_s, ids)
+        return Tars(path, key, every_s, ids, cache)
     from features.foreign.hdf5 import Hdf5
 
     return Hdf5(path, key, every_s, ids)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from features.errors import UserError
 from features.outcome import Name
+from features.videolist.names import nfc
 
 Array = npt.NDArray[Any]
 LARGEST_BYTES: Final = 4 << 30  # of one video's rows
@@ -108,7 +109,7 @@ def layout_of(path: Path) -> str:
 def matched(names: Mapping[str, Any], ids: Sequence[str], where: Path) -> dict[str, Any]:
     """{id: what `names` has of it}, by the whole id, else by its last part. Raises `UserError` where a last part is of
     several ids or of several names."""
-    ends: dict[str, list[str]] = {}
+    names, ends = {nfc(name): found for name, found in names.items()}, dict[str, list[str]]()
     for name in names:
         ends.setdefault(name.rpartition("/")[2], []).append(name)
     shared = Counter(video.rpartition("/")[2] for video in ids)

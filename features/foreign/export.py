@@ -11,6 +11,8 @@ export(Path("out"), "npy", [Path("work/demo/features/rgb-0123abcd")])
 from __future__ import annotations
 
 import io
+import math
+import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,9 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from features.atomic import Disk, fsync_folder, make_folder, write_bytes, writing
-from features.errors import UserError
+from features.errors import FramepoolError, UserError
 from features.foreign.base import TIMES
 from features.foreign.webdataset import undotted
+from features.manifest import read_manifest
 from features.store import Shard, read_shard, shards
 
 Array = npt.NDArray[Any]
@@ -57,7 +60,8 @@ def _tars(folder: Path, stores: Sequence[Path]) -> int:
     make_folder(folder)
     written: set[str] = set()
     for number in sorted({shard for store in stores for shard in shards(store)}):
-        with _whole(folder / f"{number:05d}.tar") as path, tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        place = folder / f"{number:05d}.tar"
+        with writing(place), whole(place) as path, tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
             for store in (s for s in stores if number in shards(s)):
                 for video, times_ms, rows in _of(read_shard(store, number)):
                     name = f"{undotted(video)}.{_extractor(store)}"
@@ -72,7 +76,7 @@ def _tars(folder: Path, stores: Sequence[Path]) -> int:
 
 def _videos(path: Path, stores: Sequence[Path]) -> int:
     written: set[str] = set()
-    with _whole(path) as place, h5py.File(place, "w") as file:
+    with whole(path, stores) as place, h5py.File(place, "w") as file:
         for store in stores:
             for video, times_ms, rows in _all(store):
                 file[f"{video}/{_extractor(store)}"] = rows
@@ -83,9 +87,9 @@ def _videos(path: Path, stores: Sequence[Path]) -> int:
 
 def _flat(path: Path, stores: Sequence[Path]) -> int:
     written: set[str] = set()
-    with _whole(path) as place, h5py.File(place, "w") as file:
+    with whole(path, stores) as place, h5py.File(place, "w") as file:
         for store in stores:
-            found = [read_shard(store, number).manifest for number in shards(store)]
+            found = [read_manifest(store, number) for number in shards(store)]
             if not found:
                 continue
             total, group = sum(m.rows for m in found), file.create_group(_extractor(store))
@@ -126,14 +130,21 @@ def _bytes(values: Array) -> bytes:
     return stream.getvalue()
 
 
-class _whole:
-    """A file that is there when it is written to its end."""
+class whole:
+    """A file that is there when it is written to its end. HDF5 that meets a full disk says so at length and not as an
+    error of the disk: so there must be room for the rows of `stores` before it is begun."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, stores: Sequence[Path] = ()) -> None:
         self.path, self.temporary = path, path.with_name(f".{path.name}.tmp")
+        manifests = (read_manifest(store, number) for store in stores for number in shards(store))
+        self._bytes = sum(m.rows * math.prod(m.row_shape) * np.dtype(m.dtype).itemsize for m in manifests)
 
     def __enter__(self) -> Path:
         make_folder(self.path.parent)
+        free = shutil.disk_usage(self.path.parent).free
+        if self._bytes > free:
+            expected, got = (f"{size / 1e6:.1f} MB" for size in (self._bytes, free))
+            raise FramepoolError("no room for the export", where=self.path, expected=expected, got=f"{got} free")
         return self.temporary
 
     def __exit__(self, kind: Any, *_: object) -> None:

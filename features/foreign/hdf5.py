@@ -18,6 +18,7 @@ import numpy as np
 
 from features.errors import UserError
 from features.foreign.base import LARGEST_BYTES, TIMES, Array, Collection, Unreadable, matched
+from features.videolist.names import nfd
 
 FLAT: Final = ("features", "offsets", "ids")
 _FLAT_BYTES: Final = 8 << 30  # of offsets or of names
@@ -47,7 +48,7 @@ class Hdf5(Collection):
     def _datasets(self, ids: Sequence[str]) -> dict[str, Any]:
         names = {}
         for video in ids:
-            for name in dict.fromkeys((video, video.rpartition("/")[2])):
+            for name in dict.fromkeys(form for own in (video, video.rpartition("/")[2]) for form in (own, nfd(own))):
                 place = f"{name}/{self.key}" if self.key else name
                 if self._node(place) is not None:
                     names[name] = place

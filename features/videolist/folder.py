@@ -1,7 +1,8 @@
 """A folder per class, no lists.
 
 <root>/<class>/.../a.mp4                                a share of the groups is held out, as the test side of split "1"
-<root>/train/<class>/a.mp4  <root>/val/<class>/b.mp4    splits "val", "test" or both, after the folders that are there
+<root>/train/<class>/a.mp4  <root>/val/<class>/b.mp4    splits "val", "test" or both, after the folders that are there;
+                                                        also training, valid, validation, testing, in any case
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from features.videolist.holdout import side
 from features.videolist.names import nfc, stem, video_id
 
 HELD_OUT = ("val", "test")
+_SIDES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
 
 
 def files(source: Folder) -> list[Path]:
@@ -42,7 +44,8 @@ def read(source: Folder) -> VideoList:
             raise UserError("video outside the class folders", where=root / path, expected="<class>/<video>")
         group = _group(source.group, id)
         if splits:
-            sides = tuple(TRAIN if parts[0] == "train" else TEST if parts[0] == name else None for name in splits)
+            own = _side(parts[0])
+            sides = tuple(TRAIN if own == "train" else TEST if own == name else None for name in splits)
         else:
             sides = (side(group or id, source.test_share),)
         name = parts[1 if splits else 0]
@@ -53,13 +56,19 @@ def read(source: Folder) -> VideoList:
 
 def _splits(root: Path) -> tuple[str, ...]:
     """The held-out folders beside ``train``; none where the classes are at the top."""
-    top = {entry.name for entry in _entries(root) if entry.is_dir(follow_symlinks=False)}
-    splits = tuple(name for name in HELD_OUT if name in top) if "train" in top else ()
-    others = sorted(top - {"train", *splits})
+    top = [entry.name for entry in _entries(root) if entry.is_dir(follow_symlinks=False)]
+    names = {_side(name): name for name in top}
+    splits = tuple(name for name in HELD_OUT if name in names) if "train" in names else ()
+    others = [name for name in top if names[_side(name)] != name or _side(name) not in ("train", *splits)]
     if splits and others:
         expected, got = f"only train, {', '.join(splits)}", f"{others[0]!r} beside them"
         raise UserError("folders mixed", where=root, expected=expected, got=got, fix="move it into one of them")
     return splits
+
+
+def _side(folder: str) -> str:
+    """The side that a folder's name speaks of, if it does of one."""
+    return _SIDES.get(folder.lower(), folder.lower())
 
 
 def _group(pattern: str | None, id: str) -> str:

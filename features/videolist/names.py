@@ -15,10 +15,12 @@ from features.errors import UserError
 
 # fmt: off
 VIDEO_SUFFIXES = frozenset({
-    "3gp", "asf", "avi", "divx", "f4v", "flv", "gif", "ivf", "m2ts", "m4v", "mjpeg", "mjpg", "mkv", "mov", "mp4", "mpe",
-    "mpeg", "mpg", "mts", "mxf", "nut", "ogv", "ts", "vob", "webm", "wmv", "y4m",
+    "3g2", "3gp", "asf", "avi", "divx", "f4v", "flv", "gif", "ivf", "m2t", "m2ts", "m2v", "m4v", "mjpeg", "mjpg", "mkv",
+    "mov", "mp4", "mpe", "mpeg", "mpg", "mts", "mxf", "nut", "ogv", "qt", "ts", "vob", "webm", "wmv", "y4m",
 })
 # fmt: on
+
+SOUND_SUFFIXES = frozenset({"aac", "flac", "m4a", "mp3", "oga", "ogg", "opus", "wav"})
 
 # Most names are plain, and there are 300,000: one match settles those.
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_. -]*(?:/[A-Za-z0-9_-][A-Za-z0-9_. -]*)*")
@@ -28,7 +30,8 @@ _HOSTILE = {
     "a control character": re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"),
     "a backslash": re.compile(r"\\"),
     "a home folder": re.compile(r"^~"),
-    "a leading -": re.compile(r"^-"),
+    # a video's id may begin so (one in 64 of YouTube's do), and then it has a suffix
+    "a leading -": re.compile(rf"^-(?!.*\.(?:{'|'.join(sorted(VIDEO_SUFFIXES))})$)", re.IGNORECASE),
     "a pipe": re.compile(r"^\|"),
     "a protocol": re.compile(r"^[A-Za-z0-9+.,-]+:"),
     "a way out of the root": re.compile(r"(?:^|/)\.\.(?:/|$)"),
@@ -43,6 +46,11 @@ def nfc(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
+def nfd(text: str) -> str:
+    """`text` with its accents apart, as Macs write names."""
+    return text if text.isascii() else unicodedata.normalize("NFD", text)
+
+
 def stem(name: str) -> str:
     """`name` without the suffix of a video container; a suffix that is none belongs to the name."""
     base, _, suffix = name.rpartition(".")
@@ -54,6 +62,17 @@ def refusal(entry: str) -> str:
     if _PLAIN.fullmatch(entry) and ".." not in entry:
         return ""
     return next((reason for reason, pattern in _HOSTILE.items() if pattern.search(entry)), "")
+
+
+def unspeakable(name: str) -> str:
+    """Why a file's own name cannot be written down; empty when it can."""
+    reasons = ("a control character", "a name that is not UTF-8")
+    return next((reason for reason in reasons if _HOSTILE[reason].search(name)), "")
+
+
+def leaves(file: str) -> bool:
+    """Whether the name of a file that was found under a root could be one of another place, or of none."""
+    return file.startswith("/") or refusal(f"./{file}") != ""
 
 
 def video_id(entry: str, path: Path, line: int = 0) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from features.atomic import write_bytes
 from features.errors import UserError
 from features.videolist.base import SIDES, Action, Video, VideoList
-from features.videolist.names import place, refusal
+from features.videolist.names import leaves, place
 
 TITLE = "# framepool video list 1"
 COLUMNS = ("id", "path", "labels", "group")
@@ -85,7 +85,7 @@ def _load(path: Path, head: str, rows: Iterator[list[str]]) -> VideoList:
             raise _damaged(path, line, "a row of a video", ",".join(row))
         if timed is not None and own is not None:
             timed[id] = own
-        if file and refusal(file):
+        if file and leaves(file):
             raise _damaged(path, line, "a path below the root", file)
         videos[id] = Video(id, file, labels, sides, group)
     return replace(found, videos=tuple(videos.values()))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 import tarfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -308,6 +311,59 @@ def test_what_goes_out_comes_in_again(tmp_path: Path, layout: str, name: str) ->
         times_us, rows = found.rows(ids[2])
         assert rows.dtype == np.float16 and np.array_equal(rows, wanted[2])
         assert times_us.tolist() == made.times(wanted)[2].tolist()
+
+
+def test_a_full_disk_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    made.make(store := tmp_path / f"rgb-{digest(made.RECIPE)[:8]}", made.videos([3, 0, 5]), extractor="rgb")
+    code = (
+        "import resource, signal; from pathlib import Path; from features.foreign.export import export\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
+        f"export(Path({str(tmp_path / 'out')!r}), 'webdataset', [Path({str(store)!r})])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "FramepoolError: cannot write: " in done.stderr.splitlines()[-1], done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("layout", ["npy", "videos"])
+def test_accents_compare_equal_in_whatever_form(tmp_path: Path, layout: str) -> None:
+    """A Mac writes them in two letters, a list may have them in one."""
+    two = unicodedata.normalize("NFD", "café")
+    path = tmp_path / ("rows.h5" if layout == "videos" else "rows")
+    if layout == "npy":
+        path.mkdir()
+        np.save(path / f"{two}.npy", np.ones((2, 3)))
+    else:
+        with h5py.File(path, "w") as file:
+            file[two] = np.ones((2, 3))
+    assert opened(path, None, None, None, ["café"]).rows("café")[1].shape == (2, 3)
+
+
+def test_a_tar_is_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For all that ask, until it is another one; a cache that cannot be read is none."""
+    tar, cache = tmp_path / "rows.tar", tmp_path / "cache"
+
+    def write(rows: int) -> None:
+        with tarfile.open(tar, "w") as file:
+            data = io.BytesIO()
+            np.save(data, np.ones((rows, 3)))
+            member = tarfile.TarInfo("v_a.npy")
+            member.size = len(data.getvalue())
+            file.addfile(member, io.BytesIO(data.getvalue()))
+
+    def rows() -> int:
+        return len(opened(tar, None, None, None, ["v_a"], cache).rows("v_a")[1])
+
+    write(2)
+    assert rows() == 2
+    with monkeypatch.context() as patch:
+        patch.setattr("tarfile.open", lambda *_, **__: pytest.fail("searched again"))
+        assert rows() == 2
+    (kept,) = cache.iterdir()
+    kept.write_text("[[1]]")
+    assert rows() == 2
+    write(90)
+    assert rows() == 90 and len(list(cache.iterdir())) == 2
 
 
 def test_two_stores_of_one_extractor_do_not_go_out_together(tmp_path: Path) -> None:

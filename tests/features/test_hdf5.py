@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from features.errors import DamagedStore, FramepoolError, UserError
+from features.foreign.export import export
 from features.hdf5 import export_stores, import_stores
 from features.recipe import digest
 from features.store import verify_shard
@@ -87,6 +89,25 @@ def test_a_shard_under_another_stores_name_does_not_come_in(exported: Path) -> N
         file.move(NAME, "made-00000000")
     with pytest.raises(DamagedStore, match=f"store and recipe disagree: .*: expected made-00000000, got {NAME}"):
         list(import_stores(exported / "out.h5", exported / "into"))
+
+
+def test_links_are_no_stores(exported: Path) -> None:
+    """Neither one to another file nor one to nothing."""
+    for link in (h5py.SoftLink("/nowhere"), h5py.ExternalLink("out.h5", f"/{NAME}")):
+        with h5py.File(exported / "links.h5", "w") as file:
+            file["a"] = link
+        with pytest.raises(UserError, match=r"not a store of ours: .*links.h5: a"):
+            list(import_stores(exported / "links.h5", exported / "into"))
+
+
+def test_room_is_looked_for_before_anything_is_written(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(100, 80, 20))  # type: ignore[attr-defined]
+    for go in (export_stores, lambda path, stores: export(path, "flat", stores)):
+        with pytest.raises(
+            FramepoolError, match=r"no room for the export: .*full.h5: expected 0.0 MB, got 0.0 MB free"
+        ):
+            go(exported / "full.h5", [exported / "from" / NAME])
+    assert not list(exported.glob("*full*"))
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:

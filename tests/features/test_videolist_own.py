@@ -12,6 +12,14 @@ from tests.features.test_videolist_contract import folders, source, table, touch
 from tests.features.test_videolist_formats import by_id, refused
 
 
+def test_an_id_may_begin_with_a_dash_where_it_has_a_suffix(tmp_path: Path) -> None:
+    """One in 64 of YouTube's does."""
+    touch(tmp_path / "v", "-0Zpw4uZ7bY.mp4", "b.mp4")
+    path = write(tmp_path / "list.csv", "path,label,split\n-0Zpw4uZ7bY.mp4,run,train\n./b.mp4,sit,train\n")
+    found = read(source(format="table", root=tmp_path / "v", list=path))
+    assert [v.id for v in found.videos] == ["-0Zpw4uZ7bY", "b"]
+
+
 def test_folder_holds_out_whole_groups(tmp_path: Path) -> None:
     found = read(folders(tmp_path))
     assert found.classes == ("run", "sit")
@@ -19,6 +27,25 @@ def test_folder_holds_out_whole_groups(tmp_path: Path) -> None:
     assert all(sides[video.group] == video.splits for video in found.videos)
     touch(tmp_path / "videos", "run/deep/run_g99.mp4")
     assert {v.id: v for v in found.videos}.items() < by_id(read(folders(tmp_path))).items()  # sides stay as lists grow
+
+
+@pytest.mark.parametrize(
+    ("train", "held", "split"),
+    [
+        ("Train", "Test", "test"),
+        ("training", "validation", "val"),
+        ("train", "valid", "val"),
+        ("TRAIN", "testing", "test"),
+    ],
+)
+def test_sides_by_other_names(tmp_path: Path, train: str, held: str, split: str) -> None:
+    """They are no classes called train and validation."""
+    root = touch(tmp_path / "v", f"{train}/run/a.mp4", f"{train}/sit/b.mp4", f"{held}/run/c.mp4")
+    found = read(source(format="folder", root=root))
+    assert found.splits == (split,) and found.classes == ("run", "sit")
+    assert sorted(v.splits[0] for v in found.videos) == ["test", "train", "train"]
+    touch(root, "val/run/d.mp4" if split == "val" else "test2/run/d.mp4")
+    assert refused(source(format="folder", root=root)).startswith(f"folders mixed: {root}: ")
 
 
 def test_folder_with_sides(tmp_path: Path) -> None:

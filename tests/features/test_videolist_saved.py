@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,18 @@ def test_damage_is_named(tmp_path: Path, old: str, new: str, message: str) -> No
 def test_a_missing_list_says_how_to_make_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"video list is missing: .*videos.csv; run `framepool index` to make it"):
         load(tmp_path / "videos.csv")
+
+
+@pytest.mark.parametrize("file", ["-0Zpw4uZ7bY.mp4", "~home.mp4", "|pipe.mp4", "12:30.mp4"])
+def test_a_file_that_was_found_is_found_again(tmp_path: Path, file: str) -> None:
+    """Whatever it begins with: below a root it is no option, no home and no protocol."""
+    found = VideoList((Video("a", file, (0,), ("train",), ""), Video("b", "", (1,), ("test",), "")), ("x", "y"), ("1",))
+    save(found, tmp_path / "videos.csv")
+    assert load(tmp_path / "videos.csv") == found
+    for away in (f"../{file}", f"/{file}"):
+        save(replace(found, videos=(found.videos[0]._replace(path=away), found.videos[1])), tmp_path / "videos.csv")
+        with pytest.raises(UserError, match=r"damaged video list: .*expected a path below the root"):
+            load(tmp_path / "videos.csv")
 
 
 def test_append_takes_the_order_of_the_old_and_the_rest_of_the_new() -> None:
