@@ -205,7 +205,7 @@ class Features:
         device: torch.device | None = None,
         align: str | None = None,
     ) -> Batch:
-        """Rows and masks of the videos numbered `videos` (B,) on `device`; float rows as float32, uint8 rows as uint8.
+        """Rows and masks of the videos numbered `videos` (B,) on `device`; uint8 maps as such, all others as float32.
 
         `select` picks rows, the same way in every modality or one way for each. With `align` it picks those of that
         modality, and the others give for each of them the row that is nearest in time: all have the same L then, and a
@@ -231,7 +231,7 @@ class Features:
             flat = torch.where(mask, index + starts[videos, None], len(data) - 1)  # (B,L)
             rows = data.index_select(0, flat.flatten().to(data.device))
             rows = rows.view(*flat.shape, *data.shape[1:]).to(device)
-            features[modality] = rows.float() if rows.is_floating_point() else rows
+            features[modality] = rows.float() if rows.is_floating_point() or data.ndim == 2 else rows
             masks[modality] = mask.to(rows.device)
         return features, masks
 

@@ -133,7 +133,7 @@ class _Shifted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, attention: Tensor, rows: Tensor, alpha: Tensor, beta: Tensor, kept: Kept) -> Tensor:
         weights, alpha, beta = attention.detach().float(), alpha.detach()[:, None], beta.detach()[:, None]
-        units = kept("units", (*weights.shape[:2], rows.shape[2]))
+        ctx.number, units = kept.forward(), kept("units", (*weights.shape[:2], rows.shape[2]))
         scale = weights.new_empty(*weights.shape[:2], 1)
         with torch.autocast("cpu", enabled=False):
             for part in parts(units):
@@ -146,6 +146,7 @@ class _Shifted(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weights, rows, units, alpha, scale, kept = ctx.parts
+        kept.backward(ctx.number)
         with_rows, with_ones = torch.empty_like(weights), torch.empty_like(scale)
         for part in parts(units):
             v, dv = units[part], grads[0][part]

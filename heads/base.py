@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -109,8 +109,11 @@ class Head(nn.Module):
         """{modality: (B,L,*D) float32 or uint8}, {modality: (B,L) bool} -> logits (B,C)."""
         raise NotImplementedError
 
-    def fit(self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]) -> None:
-        """Set the weights from all training videos: features and masks, `completed`, and targets (B,C) of 0 and 1."""
+    def fit(
+        self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]], *, several: bool = False
+    ) -> None:
+        """Set the weights from all training videos: features and masks, `completed`, and targets (B,C) of 0 and 1, of
+        which a video may have `several`."""
         raise NotImplementedError
 
     def train_rows(self, n: int | None, generator: torch.Generator) -> Select:
@@ -187,6 +190,9 @@ def surely(condition: Tensor) -> bool:
     """Whether `condition` holds all over a batch, so that work can be left out. Never in a graph that is exported: it
     must serve batches that are not known yet. On the meta device, where sizes are counted, always."""
     return not torch.compiler.is_compiling() and (condition.is_meta or bool(condition.all()))
+
+
+CONSTANT: Final = 1e-6  # deviation over size of an input whose means differ by the rounding of float32 alone
 
 
 class OnMeans(Head):

@@ -90,7 +90,8 @@ def hold_out(data: Data, share: float, seed: int) -> tuple[Tensor, Tensor]:
         groups.setdefault((None if data.groups is None else data.groups[video]) or video, []).append(place)
     counts = [Counter(labels[place] for place in places) for places in groups.values()]
     sizes, chosen = Counter(labels), list[int]()
-    left = Counter({label: int(share * size) for label, size in sizes.items()})
+    part = Fraction(str(share))  # as it is written: 0.29 of 100 are 29
+    left = Counter({label: int(part * size) for label, size in sizes.items()})
     for places, own in zip(groups.values(), counts, strict=True):
         if all(n <= left[label] for label, n in own.items()):
             left.subtract(own)

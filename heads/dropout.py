@@ -62,8 +62,7 @@ class _Keep:
 
 class DropoutLinear(nn.Linear):
     """`Dropout`, then `torch.nn.Linear`; a wide one trains, on a CPU and in one process, in memory that it keeps: in
-    bf16 under autocast, or, where dropout is heavy, in fp32 with what is kept alone. What a forward pass leaves is
-    there for the way back until the next one."""
+    bf16 under autocast, or, where dropout is heavy, in fp32 with what is kept alone."""
 
     def __init__(self, in_features: int, out_features: int, p: float) -> None:
         super().__init__(in_features, out_features)
@@ -89,6 +88,7 @@ class _Wide(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: DropoutLinear, weight: Tensor, bias: Tensor, *inputs: Tensor) -> Tensor:
         kept, shape = layer.kept, (len(inputs[0]), layer.in_features)
+        ctx.number = kept.forward()
         dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
         with torch.autocast("cpu", enabled=False):
             dropped = _dropped(layer.dropout.p)
@@ -110,6 +110,7 @@ class _Wide(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (keep, used, matrix), kept, weight = ctx.parts, ctx.kept, ctx.weight
+        kept.backward(ctx.number)
         scaled = (grads[0] * ctx.scale).to(used.dtype)  # (B,C)
         first = weight.grad is None  # else those of the batch's parts add up, and the first one's memory is in use
         grad = kept("grad" if first else "more grad", tuple(weight.shape))

@@ -360,13 +360,11 @@ HeadConfig = Annotated[
 
 # bumped when a change to the code changes a head's numbers
 NUMERICS: Final = {
-    "attention_cluster": 4,
     "noisy_or": 5,
-    "vtn": 4,
-    **dict.fromkeys(("average", "flatten", "kft", "ts_lstm"), 3),
-    **dict.fromkeys(("temporal_inception", "bilstm", "stacked_lstm", "netvlad", "nextvlad"), 2),
-    **dict.fromkeys(("ridge", "logistic", "tsn", "i3d"), 2),
-    **dict.fromkeys(("svm", "fusion"), 1),
+    **dict.fromkeys(("attention_cluster", "vtn", "ts_lstm"), 4),
+    **dict.fromkeys(("average", "flatten", "kft", "temporal_inception", "bilstm", "nextvlad", "ridge", "logistic"), 3),
+    **dict.fromkeys(("stacked_lstm", "netvlad", "svm", "tsn", "i3d"), 2),
+    "fusion": 1,
 }
 
 
@@ -378,10 +376,10 @@ def numerics(config: Any) -> int:
     their crops were of bf16 places once, one where an LSTM learns in bf16, which torch's kernel did once, one where
     dropout is heavy, as that of wide ones was drawn otherwise, one where a noisy-or excludes or counts, as its sums
     were taken in another order, one where an encoder may lack clips, which its head saw as well, one where labels are
-    cut to clips of several modalities, of which the first alone gave the span, one where videos are held out, which
-    tore groups apart, one where bf16 steps sum what is float32: parts of codes, clips, maps or rows, one where
-    probabilities are averaged, of which the least were 1e-30, and one where an encoder crops differences, which it
-    did less far."""
+    cut to clips of several modalities, of which the first alone gave the span, two where videos are held out, which
+    tore groups apart and might be one too few, one where bf16 steps sum what is float32: parts of codes, clips, maps or
+    rows, one where probabilities are averaged, of which the least were 1e-30, and one where an encoder crops
+    differences, which it did less far."""
     cnn = getattr(config, config.cnn) if isinstance(config, BaseConfig) and config.cnn else None
     augment = getattr(cnn, "augment", getattr(config, "augment", "none"))
     crops = cnn is not None and augment != "none"
@@ -397,4 +395,6 @@ def numerics(config: Any) -> int:
     held = train is not None and train.hold_out > 0
     shares = "softmax" in (getattr(config, "consensus", ""), getattr(encoder, "of", ""), getattr(config, "of", ""))
     far = encoder is not None and encoder.reads == "rgbdiff" and crops
-    return NUMERICS[config.kind] + bf16 * (crops + lstm + sums) + heavy + rows + lacking + spans + held + shares + far
+    return (
+        NUMERICS[config.kind] + bf16 * (crops + lstm + sums) + heavy + rows + lacking + spans + 2 * held + shares + far
+    )

@@ -2,7 +2,7 @@
 
 Inputs are scaled to mean 0 and deviation 1 over the training videos; the solution is kept as a linear layer on the bare
 rows. The machine tells each class from the rest (squared hinge); the regression is multinomial, or one against the
-rest where a video has several labels. A class without a training video is never predicted. A modality without rows
+rest where a video may have several labels. A class without a training video is never predicted. A modality without rows
 counts as zeros with `missing: none`.
 Legend: B videos, L rows, D dims of all modalities, C classes.
 
@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from features.errors import FramepoolError
-from heads.base import OnMeans, Shapes
+from heads.base import CONSTANT, OnMeans, Shapes
 
 _NEVER: Final = -1e4  # logit of a class that training has not seen
+_LEAST: Final = 1e-12
 _STEPS: Final = 20_000
 
 
@@ -32,20 +33,24 @@ class _Linear(OnMeans):
         self.c = c
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]) -> None:
-        """Solve for the weights, from the means of all training videos at once."""
+    def fit(
+        self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]], *, several: bool = False
+    ) -> None:
+        """Solve for the weights, from the means of all training videos at once. `several`: a video may have several
+        labels, though none of these does."""
         found = [(self._means(rows, masks).cpu(), targets.cpu()) for rows, masks, targets in batches]
         if not found:
             raise FramepoolError("a linear head has no training videos")
         means, targets = (torch.cat(part).double().numpy() for part in zip(*found, strict=True))
         centre, scale = means.mean(axis=0), means.std(axis=0)
-        scale = np.where(scale > 1e-9, scale, np.inf)  # a constant input says nothing
-        weights, biases = self._solve((means - centre) / scale, targets > 0.5)
+        constant = scale <= CONSTANT * np.abs(centre) + _LEAST
+        scale = np.where(constant, np.inf, scale)  # such an input says nothing
+        weights, biases = self._solve((means - centre) / scale, targets > 0.5, several)
         weights = weights / scale
         self.classifier.weight.copy_(torch.from_numpy(weights))
         self.classifier.bias.copy_(torch.from_numpy(biases - weights @ centre))
 
-    def _solve(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
+    def _solve(self, inputs: Any, targets: Any, several: bool) -> tuple[Any, Any]:
         """(V,D), (V,C) bool -> (C,D), (C,)."""
         weights, biases = np.zeros((targets.shape[1], inputs.shape[1])), np.full(targets.shape[1], _NEVER)
         for number, positive in enumerate(targets.T):
@@ -72,9 +77,9 @@ class Svm(_Linear):
 class Logistic(_Linear):
     """All classes together where each video has one."""
 
-    def _solve(self, inputs: Any, targets: Any) -> tuple[Any, Any]:
-        if not (targets.sum(axis=1) == 1).all() or targets.any(axis=0).sum() < 2:
-            return super()._solve(inputs, targets)
+    def _solve(self, inputs: Any, targets: Any, several: bool) -> tuple[Any, Any]:
+        if several or not (targets.sum(axis=1) == 1).all() or targets.any(axis=0).sum() < 2:
+            return super()._solve(inputs, targets, several)
         solver = self._one().fit(inputs, targets.argmax(axis=1))
         slopes, offsets = solver.coef_, solver.intercept_
         if len(solver.classes_) == 2:  # scikit-learn has the second against the first

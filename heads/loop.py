@@ -297,25 +297,29 @@ class Loop:
             own = slice(int(part[0]), int(part[-1]) + 1)
             features, masks = ({m: x[own] for m, x in found.items()} for found in step.batch)
             videos, labels = videos[own], labels[own]
+        count, seen = len(videos), torch.stack([mask.any(dim=1) for mask in masks.values()]).any(dim=0)
+        if not isinstance(self.module, DistributedDataParallel) and 1 < int(seen.sum()) < count:
+            features, masks = ({m: x[seen] for m, x in found.items()} for found in (features, masks))
+            videos, labels, seen = videos[seen.cpu()], labels[seen.to(labels.device)], seen[seen]
         with autocast(self.device, self.train.precision):
             features, masks = self.head.augmented(features, masks)
             logits = self.module(features, masks).float()  # (B,C)
             taught = 0 if self.teacher is None else self.teacher.losses(logits, (features, masks))
         if not logits.requires_grad or self._no_row_of(masks):  # no video of the part has a row
             logits = logits + sum(p.sum() for p in self.head.parameters() if p.requires_grad) * 0
-        seen = torch.stack([mask.any(dim=1) for mask in masks.values()]).any(dim=0)
         losses = (self.data.losses(logits, labels) + taught) * seen  # of a virtual store all rows may fail
         loss = (losses * self.weights[videos].to(losses.device)).mean()
+        loss = loss if len(videos) == count else loss * (len(videos) / count)
         value = float(loss.detach())
         if not np.isfinite(value):
             bad = ~losses.detach().isfinite()
             self._refuse(bad | ~bad.any(), videos, "loss")  # the mean of finite ones may not be
         # its share of the batch; gradients of processes are averaged, not added
-        share = 0.0 if step.empty else len(videos) * self.ranks.count / step.whole
+        share = 0.0 if step.empty else count * self.ranks.count / step.whole
         torch.autograd.backward(loss if share == 1 else loss * share)
         found = logits.detach().argmax(dim=1).cpu()
         hits = 0 if self.data.multi_label else int(((found == labels) & seen.cpu()).sum())
-        return value * len(videos), hits
+        return value * count, hits
 
     def _no_row_of(self, masks: dict[str, Tensor]) -> bool:
         """Whether a process has no row at all: the others wait for gradients that an encoder of rows would not have."""

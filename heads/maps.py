@@ -146,7 +146,7 @@ class OfMaps(Head):
 
     def _row_scores(self, rows: Tensor) -> Tensor:
         """(R,*S) -> (R,K) float32."""
-        return self.scores(rows if self.trunk is None else self.trunk(rows)).float()
+        return self.scores(rows.float() if self.trunk is None else self.trunk(rows)).float()
 
     def _agreed(self, scores: Tensor, mask: Tensor) -> Tensor:
         """(B,L,K), (B,L) -> (B,K)."""

@@ -12,10 +12,21 @@ _CACHED: Final = 1 << 20  # numbers
 
 class Kept:
     """Tensors by name that a layer writes anew in every step: fresh memory of their size is made page by page. A copy
-    of the layer has its own."""
+    of the layer has its own. What one forward pass leaves in them is there until the next."""
 
     def __init__(self) -> None:
         self._found: dict[str, Tensor] = {}
+        self._passes = 0
+
+    def forward(self) -> int:
+        """A forward pass begins: its number."""
+        self._passes += 1
+        return self._passes
+
+    def backward(self, number: int) -> None:
+        """Raises `RuntimeError` where another forward pass came after that of this number."""
+        if number != self._passes:
+            raise RuntimeError("a forward pass of this layer came between another and its way back")
 
     def __call__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
         """Memory of this shape; what is in it is of the step before."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from features.errors import FramepoolError, UserError
-from heads.base import OnMeans, Shapes
+from heads.base import CONSTANT, OnMeans, Shapes
 
 
 class Ridge(OnMeans):
@@ -28,8 +28,11 @@ class Ridge(OnMeans):
         self.alpha, self.standardise = alpha, standardise
 
     @torch.no_grad()
-    def fit(self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]]) -> None:
-        """Solve for the weights. Sums over videos of (z, y)(z, y)^T hold everything that the solution needs.
+    def fit(
+        self, batches: Iterable[tuple[dict[str, Tensor], dict[str, Tensor], Tensor]], *, several: bool = False
+    ) -> None:
+        """Solve for the weights; `several` labels a video are no other problem. Sums over videos of (z, y)(z, y)^T hold
+        everything that the solution needs.
         Raises `UserError` where alpha is lost in their rounding."""
         size, dim = 0, self.classifier.in_features
         joint = torch.zeros(dim + self.num_classes + 1, dim + self.num_classes + 1, dtype=torch.float64)
@@ -48,7 +51,8 @@ class Ridge(OnMeans):
         scale = torch.ones(dim, dtype=torch.float64)
         if self.standardise:
             deviation = (inner.diagonal() / size).clamp_min(0).sqrt()
-            scale = torch.where(deviation > 1e-9, 1 / deviation, 0.0)  # a constant input says nothing
+            constant = deviation <= CONSTANT * (mean[:dim] + origin).abs() + 1e-12
+            scale = torch.where(constant, 0.0, 1 / deviation)  # such an input says nothing
         penalised = inner * torch.outer(scale, scale)
         penalised.diagonal().add_(self.alpha)
         lower, failed = torch.linalg.cholesky_ex(penalised)

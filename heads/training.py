@@ -102,7 +102,7 @@ def train_run(
             head.keep_means(data.features.means(data.train))
         history, epochs, best_epoch, seconds, steps = [], 0, 0, 0.0, ""
         if head.fitted:
-            head.fit(_fit_batches(head, config, data, device))
+            head.fit(_fit_batches(head, config, data, device), several=data.multi_label)
         else:
             teacher = None if config.distil is None else Teacher.of(teachers or {}, config.distil, classes, device)
             if teacher is not None:
@@ -155,17 +155,22 @@ def evaluate_run(
     """Metrics of a finished run on the videos numbered `test`; writes nothing. Refuses other classes or features."""
     device = device_of(device)
     head, run = load_head(folder, classes=classes, device=device)
-    for modality in head.shapes:
-        expected, got = (s.get(modality, {}).get("digest") for s in (run.get("stores", {}), features.stores))
+    same_features(folder, run, features)
+    data = _data(features, labels, [], test, classes, tuple(run["factors"]), print)
+    config = heads.HEADS[run["kind"]][1].parse(run["config"], where=str(folder / RUN))
+    found = measure(predict(head, config, data, data.test, device), data.classes, data.factors)
+    return {**found, "n_train": _metrics(folder)["n_train"]}
+
+
+def same_features(folder: Path, run: Mapping[str, Any], features: Source) -> None:
+    """Raises `UserError` where the features are of another recipe than those that the run (its record) has learnt."""
+    for modality, store in run.get("stores", {}).items():
+        expected, got = store.get("digest"), features.stores.get(modality, {}).get("digest")
         if expected and got and expected != got:
             fix = "test with the features that the run was trained on, or train it again"
             raise UserError(
                 "another recipe of features", where=f"{folder}: {modality}", expected=expected, got=got, fix=fix
             )
-    data = _data(features, labels, [], test, classes, tuple(run["factors"]), print)
-    config = heads.HEADS[run["kind"]][1].parse(run["config"], where=str(folder / RUN))
-    found = measure(predict(head, config, data, data.test, device), data.classes, data.factors)
-    return {**found, "n_train": _metrics(folder)["n_train"]}
 
 
 def _begun(
@@ -284,6 +289,9 @@ def _trainable(
     kept = train[features.has_rows(align)[train]]
     if len(kept) < len(train):
         log(f"{len(train) - len(kept)} training videos without any row{f' of {align}' if align else ''} are left out")
+    if not len(kept):
+        expected, got = f"rows{f' of {align}' if align else ''}", f"none of {len(train)} training videos"
+        raise UserError("nothing to learn from", expected=expected, got=got, fix="look at the outcomes of its stores")
     counts = labels[kept].sum(dim=0) if labels.ndim == 2 else labels[kept].bincount(minlength=len(classes))
     seen = counts > 0
     if labels.ndim == 1 and int(seen.sum()) < 2:

@@ -161,7 +161,7 @@ def _trained(
                 **({"began": run.start.name} if run.start else {}),
                 **({"teachers": [teacher.name for teacher in run.teachers.values()]} if run.teachers else {}),
             },
-            start=run.start.seed_folder(seed) if run.start else None,
+            start=run.start_folder(seed),
             teachers={name: teacher.seed_folder(seed) for name, teacher in run.teachers.items()},
             checkpoint_s=60 * args.checkpoint_minutes,
             log=lambda text: say(f"  {run.head} seed {seed}: {text}"),

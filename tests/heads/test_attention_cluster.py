@@ -123,5 +123,10 @@ def test_a_wide_cluster_learns_the_same_in_memory_that_it_keeps(
         torch.testing.assert_close(logits, other, rtol=tolerance, atol=tolerance)
         for name, grad in grads.items():
             torch.testing.assert_close(grad, others[name], rtol=tolerance, atol=tolerance, msg=name)
+    again = {"rgb": rows((9,), 3, 6), "flow": rows((4,), 3, 6)}, {m: torch.ones(3, 6, dtype=torch.bool) for m in masks}
+    first = wide(*again)
+    wide(*again)
+    with pytest.raises(RuntimeError, match="came between another and its way back"):
+        first.sum().backward()
     assert wide.classifier.kept("grad", (3, 48)).shape == (3, 48)
     assert copy.deepcopy(wide).classifier.kept is not wide.classifier.kept

@@ -280,6 +280,31 @@ def test_linear_heads_take_several_labels(kind: str) -> None:
     assert right.float().mean() > 0.93 and right[:, 3].all()
 
 
+def test_of_several_labels_logistic_tells_each_from_the_rest() -> None:
+    """Also where every training video happens to have one: the classes' shares are those of the videos."""
+    labels = torch.arange(90) % 3
+    inputs = torch.randn(90, 1, 4, generator=torch.Generator().manual_seed(0))
+    inputs[:, 0, :3] += torch.eye(3)[labels]
+    head, mask = made("logistic", 4, classes=3), torch.ones(90, 1, dtype=torch.bool)
+    head.fit([({"rgb": inputs}, {"rgb": mask}, torch.eye(3)[labels])], several=True)
+    shares = head({"rgb": inputs}, {"rgb": mask}).sigmoid().mean(dim=0)
+    torch.testing.assert_close(shares, torch.full((3,), 1 / 3), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("svm", {}), ("logistic", {}), ("ridge", {"standardise": True, "alpha": 1.0})]
+)
+def test_a_constant_input_says_nothing_however_large_it_is(kind: str, options: dict[str, Any]) -> None:
+    """Its means over different numbers of rows differ by rounding."""
+    generator = torch.Generator().manual_seed(0)
+    rows, mask = torch.zeros(40, 9, 3), torch.arange(9) < torch.arange(1, 41)[:, None] % 9 + 1
+    rows[..., 0], rows[..., 1], rows[..., 2] = 0.1, torch.randn(40, 9, generator=generator), 7.3
+    head, labels = made(kind, 3, classes=2, **options), (torch.arange(40) % 4 == 0).long()
+    head.fit([({"rgb": rows}, {"rgb": mask}, nn.functional.one_hot(labels, 2))])
+    weights = head.classifier.weight.abs().amax(dim=0)
+    assert weights[0] == weights[2] == 0 and weights[1] > 0
+
+
 def test_batch_norm_learns_from_rows_that_are_there() -> None:
     norm, plain = BatchNorm(3), nn.BatchNorm1d(3)
     rows, mask = torch.randn(2, 4, 3), torch.tensor([[True] * 4, [True, False, False, False]])

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 import heads
@@ -546,6 +547,68 @@ def test_a_large_state_that_cannot_be_written_ends_the_training(
 
     with pytest.raises(KeyboardInterrupt):  # and what else ended it is told of first
         go(tmp_path, log=stop)
+
+
+def test_hold_out_is_the_share_that_is_written() -> None:
+    """29 of 100, though 0.29 * 100 is a little less in binary."""
+    features, _ = problem()
+    ids, rows = tuple(f"v{k}" for k in range(200)), features.rows["rgb"]
+    many = Features(ids, {"rgb": rows._replace(starts=rows.starts[[0] * 200], lengths=rows.lengths[[0] * 200])}, {})
+    everything, nothing = torch.arange(200), torch.arange(0)
+    data = Data(features=many, labels=everything % 2, train=everything, test=nothing, classes=("a", "b"))
+    assert len(hold_out(data, 0.29, seed=0)[1]) == 58
+
+
+@pytest.mark.parametrize("kind", ["average", "ridge", "svm"])
+@pytest.mark.parametrize("several", [False, True])
+def test_training_videos_without_a_row_are_said(tmp_path: Path, kind: str, several: bool) -> None:
+    features, labels = problem()
+    rows = features.rows["rgb"]
+    empty = Features(features.ids, {"rgb": rows._replace(lengths=torch.zeros_like(rows.lengths))}, {})
+    config = heads.HEADS[kind][1].parse({"kind": kind, "features": ["rgb"]}, where="here")
+    targets = torch.nn.functional.one_hot(torch.as_tensor(labels), len(CLASSES)) if several else labels
+    with pytest.raises(UserError, match="nothing to learn from: expected rows, got none of 40 training videos"):
+        go(tmp_path, config, data=(empty, targets))
+
+
+def test_rows_of_bytes_are_numbers(tmp_path: Path) -> None:
+    """As others store features: vectors of uint8 train to what the same numbers in float32 do."""
+    features, labels = problem()
+    rows, found = features.rows["rgb"], {}
+    grey = (rows.data - rows.data.min()) / (rows.data.max() - rows.data.min()) * 255
+    for name, dtype in (("uint8", torch.uint8), ("float32", torch.float32)):
+        data = grey.round().to(torch.uint8).to(dtype)
+        go(tmp_path / name, data=(Features(features.ids, {"rgb": rows._replace(data=data)}, {}), labels))
+        found[name] = bytes_of(tmp_path / name)
+    assert found["uint8"] == found["float32"]
+
+
+class AllHave(Features):
+    """As rows that are computed as they are asked for: what is in a file turns out in training."""
+
+    def has_rows(self, modality: str | None = None) -> torch.Tensor:
+        return torch.ones(len(self.ids), dtype=torch.bool)
+
+
+@pytest.mark.parametrize("kind", ["average", "ts_lstm", "temporal_inception", "bilstm", "nextvlad"])
+@pytest.mark.parametrize("missing", ["none", "mean"])
+def test_a_video_without_rows_teaches_batch_norms_nothing_either(tmp_path: Path, kind: str, missing: str) -> None:
+    """One step with it and one without, of the same length: the same weights and running statistics."""
+    features, labels = problem()
+    rows, found = features.rows["rgb"], []
+    lengths = rows.lengths.clone()
+    lengths[8] = 0
+    given = AllHave(features.ids, {"rgb": rows._replace(lengths=lengths)}, {})
+    for number, train in enumerate((range(9), range(8))):
+        optimizer = {"optimizer": "sgd", "lr": 0.1 * len(train), "momentum": 0.0, "clip": None, "balanced": False}
+        head = {"kind": kind, "features": ["rgb"], "missing": missing, "dropout": 0.0}
+        head["train"] = {**optimizer, "epochs": 1, "batch": 16, "schedule": {"kind": "constant"}, "weight_decay": 0.0}
+        config = heads.HEADS[kind][1].parse({**head, "sample": {"train": None, "test": None}}, where="here")
+        go(tmp_path / str(number), config, data=(given, labels), train=train, test=range(40, 44))
+        found.append(safetensors.torch.load_file(tmp_path / str(number) / "weights.safetensors"))
+    for key in found[0]:
+        if not key.startswith("mean"):
+            torch.testing.assert_close(found[0][key], found[1][key], rtol=1e-4, atol=1e-6, msg=key)
 
 
 def test_hold_out_takes_its_share_of_each_class() -> None:

@@ -87,6 +87,18 @@ def test_what_waits_for_what(there: Path) -> None:
     assert plans.of("tiny").run("tsn_flow", "1").digest != flow.digest, "other pictures, another flow"
 
 
+def test_a_start_in_another_dataset_is_of_the_same_seed_where_that_is_trained(there: Path) -> None:
+    more = config()
+    more["heads"] = {"again": {**more["heads"]["average"], "features": ["pixels"], "encoder": TUNED}}
+    more["heads"]["again"]["start"] = {"run": "whole", "dataset": "tiny"}
+    world.write_config(there, {**more, "extractors": {"pixels": more["extractors"]["pixels"]}, "seeds": [0, 1]}, "two")
+    run, first = plans.of("two").run("again", "1"), plans.of("tiny").run("whole", "1")
+    assert (run.seeds, first.seeds) == ((0, 1), (0,))
+    assert [run.start_folder(seed) for seed in (0, 1)] == [first.folder / "seed0"] * 2
+    (first.folder / "seed1").mkdir(parents=True)
+    assert run.start_folder(1) == first.folder / "seed1" and first.start_folder(0) is None
+
+
 def test_networks_begin_as_that_of_the_pictures(there: Path) -> None:
     """At a rate of nothing they stay so: an encoder the same, of flow the mean of the first kernel over
     colours, all else as it was."""
