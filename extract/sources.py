@@ -25,19 +25,20 @@ from extract.span import Media, Span
 from features.errors import UserError, printable
 from features.outcome import Outcome
 from features.tars import Headers
-from features.videolist.names import VIDEO_SUFFIXES, refusal
+from features.videolist.names import SOUND_SUFFIXES, VIDEO_SUFFIXES, refusal, unspeakable
 from features.videolist.text import decoded
 
 PACKED: Final = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".tbz2", ".txz", ".lzma")
 NESTED: Final = (".tar", ".zip", ".7z", ".rar", *PACKED)
-_BLOCK: Final = 512
+_PADDING: Final = 64 << 10  # behind a tar's end there are zeros to a full record
 
 
 @dataclass(frozen=True)
 class Clip:
     """A video: `source` as the command names it, `name` within it (printable), and its bytes, or why it has none.
 
-    `top` is what the name is below, wherever the command is given; `of_all` is said of a whole archive or folder.
+    `top` is what the name is below, wherever the command is given: a folder and a slash, or a tar; `of_all` is said of
+    a whole archive or folder. `mark` changes when the file does.
     """
 
     source: str
@@ -46,11 +47,30 @@ class Clip:
     refused: Outcome | None = None
     top: str = ""
     of_all: bool = False
+    mark: str = ""
 
     @property
     def key(self) -> bytes:
         """16 bytes that tell it from every other; what is refused is another one once it can be read."""
-        text = f"{self.top or self.source}\0{self.name}\0{self.refused.reason if self.refused else ''}"
+        return self._key(self.refused.reason if self.refused else "")
+
+    @property
+    def tried(self) -> bytes:
+        """The same of a video that failed: it is another one once its `mark` is."""
+        return self.key if self.media is None else self._key(f"failed {self.mark}")
+
+    def marked(self) -> Clip:
+        """With the size and time that its file has now; of a tar's member those do not change."""
+        if isinstance(self.media, Span):
+            return replace(self, mark=f"{self.media.start} {self.media.size}")
+        try:
+            status = os.stat(self.media) if self.media is not None else None
+        except OSError:
+            return self
+        return self if status is None else replace(self, mark=f"{status.st_size} {status.st_mtime_ns}")
+
+    def _key(self, more: str) -> bytes:
+        text = f"{self.top or self.source + chr(0)}{self.name}\0{more}"
         return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -83,12 +103,12 @@ def _kind(source: Path) -> str:
     if suffix in PACKED:
         fix = "unpack it to a plain .tar: only there a member can be read where it lies"
         raise UserError("packed archive", where=source, expected="a .tar", got=suffix, fix=fix)
-    return "tar" if suffix == ".tar" else "video" if suffix[1:] in VIDEO_SUFFIXES else "list"
+    return "tar" if suffix == ".tar" else "video" if suffix[1:] in VIDEO_SUFFIXES | SOUND_SUFFIXES else "list"
 
 
 def _clips(source: Path, root: Path | None, kind: str, skip: frozenset[str]) -> Iterator[Clip]:
     root = source if kind == "folder" else root if kind == "list" and root is not None else source.parent
-    top = os.path.abspath(source if kind == "tar" else root)
+    top = _tar_top(source) if kind == "tar" else os.path.join(os.path.abspath(root), "")
     if kind == "folder":
         found = _folder(source, skip)
     elif kind == "tar":
@@ -126,8 +146,8 @@ def _folder(top: Path, skip: frozenset[str]) -> Iterator[Clip]:
         name = path.relative_to(top).as_posix()
         if skip and os.path.abspath(path) in skip:
             continue
-        if any(not c.isprintable() for c in name):
-            yield _no(source, name, "a control character, or a name that is not UTF-8")
+        if reason := unspeakable(name):
+            yield _no(source, name, reason)
         elif entry.is_symlink():
             yield _linked(source, name, path, real_top)
         elif entry.is_dir():
@@ -135,9 +155,13 @@ def _folder(top: Path, skip: frozenset[str]) -> Iterator[Clip]:
         elif not entry.is_file():
             yield _no(source, name, "not a regular file")
         elif path.suffix.lower() == ".tar":
-            yield from (replace(clip, top=os.path.abspath(path)) for clip in _tar(path, str(path)))
+            yield from (replace(clip, top=_tar_top(path)) for clip in _tar(path, str(path)))
         else:
-            yield Clip(source, name, path)
+            yield Clip(source, printable(name), path)
+
+
+def _tar_top(path: Path) -> str:
+    return f"{os.path.abspath(path)}\0"
 
 
 def _linked(source: str, name: str, path: Path, real_top: str) -> Clip:
@@ -147,7 +171,9 @@ def _linked(source: str, name: str, path: Path, real_top: str) -> Clip:
         return _no(source, name, "a link that leads out of the folder")
     if not os.path.isfile(real):
         return _no(source, name, "a link to what is no file")
-    return Clip(source, name, path)
+    if path.suffix.lower() == ".tar":
+        return _no(source, name, "a link to a tar: give that as a source of its own")
+    return Clip(source, printable(name), path)
 
 
 def _list(path: Path, root: Path) -> Iterator[Clip]:
@@ -164,6 +190,8 @@ def _list(path: Path, root: Path) -> Iterator[Clip]:
             yield _no(source, name, f"line {number}: a link that leads out of the root")
         elif not os.path.lexists(real):
             yield _no(source, name, f"line {number}: no such file under the root", "undecodable")
+        elif name.lower().endswith(".tar"):
+            yield _no(source, name, f"line {number}: a tar: give it as a source of its own")
         else:
             yield Clip(source, _plain(name), root / name)
 
@@ -191,8 +219,8 @@ def _tar(path: Path, source: str) -> Iterator[Clip]:
                     if tar.offset <= at:
                         raise tarfile.ReadError("a header that leads back")
                     at = tar.offset
-                rest = os.pread(raw.fileno(), _BLOCK, tar.offset)
-                damage = "what follows is no header" if rest.strip(b"\0") else ""
+                rest = os.pread(raw.fileno(), _PADDING, tar.offset)
+                damage = "more follows its end, or what follows is no header" if rest.strip(b"\0") else ""
         except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
             damage = str(error)
         if damage:  # said of the archive itself, so that what could not be read is not silently passed over

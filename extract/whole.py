@@ -87,7 +87,7 @@ class Extraction:
             outcome = replace(outcome, outcome="non_finite", reason=why_not, rows=0)
         pieces = self._pieces.pop((end.video, name), {})
         if outcome.rows:  # else what came before the end is not to be used
-            video.rows[name] = {part: _joined(pieces[part]) for part in sorted(pieces)}
+            video.rows[name] = {part: _joined(pieces.pop(part)) for part in sorted(pieces)}
         video.outcomes[name] = outcome
         video.duration_us = max(video.duration_us, end.duration_us)
         if len(video.outcomes) == len(self._stages):

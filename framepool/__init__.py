@@ -164,18 +164,29 @@ class Run:
         return found
 
     def logits(self, data: Data, videos: Sequence[str]) -> npt.NDArray[np.float32]:
-        """(V,C) of videos of `data`, on the rows that a test takes."""
+        """(V,C) of videos of `data`, on the rows that a test takes. Raises `UserError` where `data` lacks a modality or
+        has it of another recipe, and for a fusion."""
         import torch
 
         import heads
+        from features.errors import UserError
         from heads.data import Data as Labelled
         from heads.loop import predict
+        from heads.training import same_features
 
+        if self.record.get("members"):
+            fix = "ask its members and average, or let `score` do so"
+            raise UserError("a fusion has no head of its own", where=self.folder, fix=fix)
+        for modality in self.head.shapes:
+            data.tensor(modality)
+        same_features(self.folder, self.record, data.features)
         config = heads.HEADS[self.record["kind"]][1].parse(self.record["config"], where=str(self.folder))
         numbers = torch.tensor([data.number(video) for video in videos], dtype=torch.int64)
         labels = torch.as_tensor(data.labels)
         features = data.features.only(tuple(self.head.shapes))
-        asked = Labelled(features=features, labels=labels, train=numbers[:0], test=numbers, classes=data.classes)
+        asked = Labelled(
+            features=features, labels=labels, train=numbers[:0], test=numbers, classes=tuple(self.record["classes"])
+        )
         return predict(self.head, config, asked, numbers, torch.device("cpu")).logits
 
     def labels(self, data: Data, videos: Sequence[str]) -> list[str]:

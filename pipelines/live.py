@@ -76,7 +76,9 @@ class Live:
             raise UserError("rows of several frames do not stream", where=run.folder, got=reader.config.kind, fix=fix)
         self.run, self._modality, self.dropped = run, modality, 0
         self._online = _online(run, cache, threads) if isinstance(run.head, EndToEnd) else None
-        self.last = self._online.tokens if self._online else last or _rows_of_a_test(run)
+        self.last = self._online.tokens if self._online else _rows_of_a_test(run) if last is None else last
+        if self.last < 1:
+            raise UserError("no frames to look back on", where="last", expected="1 or more", got=last)
         if last not in (None, self.last):
             fix = "leave out how many it is to see"
             raise UserError("an end-to-end head sees clips of one length", expected=self.last, got=last, fix=fix)
@@ -101,7 +103,9 @@ class Live:
 
         Raises `UserError` where the source is none of these, `FramepoolError` where it gives no frames.
         """
-        every = every or self.pace
+        every = self.pace if every is None else every
+        if every < 1:
+            raise UserError("no frames to take", where="every", expected="1 or more", got=every)
         ring: deque[Array] = deque(maxlen=self.last)
         clock: deque[float] = deque([time.perf_counter()], maxlen=RATE_OVER + 1)
         if self._online is not None:
@@ -159,13 +163,16 @@ class Live:
         drops = scheme in ("camera", *FOREVER)
 
         def work() -> None:
-            scale = self._scaler()
+            scale, found = self._scaler(), Decoded()
+            number = -1
             try:
-                for number, (time_us, frame) in enumerate(self._frames(source, scheme)):
+                for number, (time_us, frame) in enumerate(self._frames(source, scheme, found)):
                     if number % every == 0:
                         waiting.put((time_us, scale(frame)), drops, stop)
                     if stop.is_set():
                         return
+                if number < 0:
+                    raise MediaError("undecodable", found.first_error or "not one picture decodes")
                 waiting.put(None, False, stop)
             except BaseException as error:
                 waiting.put(error, False, stop)
@@ -185,10 +192,10 @@ class Live:
             waiting.clear()
             thread.join(1.0)
 
-    def _frames(self, source: str, scheme: str) -> Iterator[tuple[int, VideoFrame]]:
+    def _frames(self, source: str, scheme: str, found: Decoded) -> Iterator[tuple[int, VideoFrame]]:
         if scheme:
             return decode_live(source, self._limits)
-        return ((time_us, frame) for _, time_us, frame in decode(Path(source), self._limits, Decoded()))
+        return ((time_us, frame) for _, time_us, frame in decode(Path(source), self._limits, found))
 
 
 class _Waiting:

@@ -118,6 +118,13 @@ def breaks_first(archive: Archive, found: Bill) -> list[str]:
     return [f"{what}: {share:.1%} of it" for what, share in sorted(listed.items(), key=lambda item: -item[1])]
 
 
+def positive(text: str) -> float:
+    """A number above 0, of the command line."""
+    if not 0 < (value := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     archive, rates = Archive(videos=1), Rates(network_rows_s=1, decoded_frames_s=1)
@@ -125,11 +132,11 @@ def main() -> None:
     for name in ("seconds", "fps", "rows", "dims", "kept", "classes", "shard", "extractors"):
         kind = type(getattr(archive, name))
         parser.add_argument(f"--{name}", type=kind, default=getattr(archive, name), help="default: %(default)s")
-    parser.add_argument("--network-rows-s", type=float, required=True, help="of one core")
-    parser.add_argument("--decoded-frames-s", type=float, required=True, help="of one core")
-    parser.add_argument("--gpu-rows-s", type=float, help="of one GPU, with decoding elsewhere")
+    parser.add_argument("--network-rows-s", type=positive, required=True, help="of one core")
+    parser.add_argument("--decoded-frames-s", type=positive, required=True, help="of one core")
+    parser.add_argument("--gpu-rows-s", type=positive, help="of one GPU, with decoding elsewhere")
     parser.add_argument("--start-s", type=float, default=rates.start_s, help="of a job (default: %(default)s)")
-    parser.add_argument("--cores", type=int, default=16, help="that scoring runs on (default: %(default)s)")
+    parser.add_argument("--cores", type=positive, default=16, help="that scoring runs on (default: %(default)s)")
     args = vars(parser.parse_args())
     cores = args.pop("cores")
     given = {name: args.pop(name) for name in ("network_rows_s", "decoded_frames_s", "gpu_rows_s", "start_s")}

@@ -5,6 +5,8 @@ for shard, found in in_waves(client, lambda shard: (function, shard), iter(shard
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from distributed import KilledWorker, as_completed
 from features.errors import FramepoolError, printable
 
 AGAIN: Final = "start it again and run the same command: what is finished is kept"
+ASKED_S: Final = 5.0
 WAITING: Final = 2  # tasks a worker beside the one that it runs
 
 
@@ -41,8 +44,12 @@ def in_waves(client: Any, call: Any, shards: Iterator[Any], name: Any) -> Iterat
     own = uuid4().hex  # a scheduler gives two tasks of one key the result of the first
     running: Any = as_completed(loop=client.loop, raise_errors=False)  # type: ignore[no-untyped-call]
 
+    workers, asked = 1, -math.inf
+
     def send() -> None:
-        workers = max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+        nonlocal workers, asked
+        if time.monotonic() > asked + ASKED_S:  # the answer names every worker
+            workers, asked = max(1, len(client.scheduler_info(n_workers=-1)["workers"])), time.monotonic()
         while len(open_) < (1 + WAITING) * workers and (shard := next(shards, None)) is not None:
             future = client.submit(_task, *call(shard), key=f"{name(shard)}-{own}", pure=False)
             open_[future] = shard

@@ -119,6 +119,21 @@ def test_a_list_in_another_order_than_the_store(here: Path) -> None:
         assert torch.equal(stored[own], expected) and np.array_equal(blocks[own], expected.numpy())
 
 
+def test_a_run_knows_its_own_features(here: Path) -> None:
+    """Of another recipe they are refused; the classes of other data are no matter."""
+    data = framepool.load("demo", "rgb")
+    run = framepool.train(data, "ridge")
+    logits = run.logits(data, data.videos)
+    more = dataclasses.replace(data, classes=(*data.classes, "third"))
+    assert np.array_equal(run.logits(more, data.videos), logits) and len(run.labels(more, data.videos)) == len(logits)
+    stores = {"rgb": {**data.features.stores["rgb"], "digest": "0" * 64}}
+    other = dataclasses.replace(data, features=dataclasses.replace(data.features, stores=stores))
+    with pytest.raises(UserError, match=r"another recipe of features: .*: rgb: expected \w{64}, got 0{64}"):
+        run.logits(other, data.videos)
+    with pytest.raises(UserError, match="a modality that is not loaded: demo: got rgb"):
+        run.logits(dataclasses.replace(data, features=dataclasses.replace(data.features, rows={})), data.videos)
+
+
 def test_mistakes_are_said(here: Path) -> None:
     with pytest.raises(UserError, match=r"unknown extractor: .*got rbg; did you mean 'rgb'"):
         framepool.load("demo", "rbg")

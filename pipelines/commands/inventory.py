@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 from argparse import Namespace
 from fnmatch import fnmatchcase
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -227,27 +228,11 @@ def _papers() -> list[dict[str, Any]]:
 def doctor(_: Namespace) -> None:
     """Print versions, devices and what is missing; exit 1 where something needed is not there."""
     missing = []
-    for package in (
-        "torch",
-        "torchvision",
-        "timm",
-        "openvino",
-        "onnx",
-        "onnxruntime",
-        "av",
-        "numba",
-        "nncf",
-        "opencv-contrib-python-headless",
-        "zarr",
-        "h5py",
-        "numpy",
-        "scikit-learn",
-        "snakemake",
-    ):
+    for package in sorted(re.match(r"[\w.-]+", r)[0] for r in requires("framepool") or () if "extra ==" not in r):  # type: ignore[index]
         try:
-            print(f"{package:<14}{version(package)}")
+            print(f"{package:<32}{version(package)}")
         except PackageNotFoundError:
-            print(f"{package:<14}not installed")
+            print(f"{package:<32}not installed")
             missing.append(package)
     import torch
 

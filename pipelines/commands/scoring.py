@@ -5,6 +5,7 @@ framepool score work/ucf6/runs/RUN/seed0 archive.tar --out scores.parquet
 
 from __future__ import annotations
 
+import os
 import time
 from argparse import Namespace
 from collections import Counter
@@ -15,7 +16,9 @@ from itertools import chain
 
 from extract.progress import Progress
 from extract.sources import Clip, walk
+from extract.span import Span
 from features.errors import UserError
+from features.outcome import Outcome
 from pipelines.commands.stage_one import CACHE
 from pipelines.scoring.keep import Keep
 from pipelines.scoring.machine import Done, Machine, Options
@@ -37,12 +40,14 @@ def score(args: Namespace) -> None:
             "logits": options.logits,
             "window_s": options.window_s,
             "stride_s": options.stride_s,
-            "features": str(args.keep_features or ""),
+            "features": os.path.abspath(args.keep_features) if args.keep_features else "",
+            "keys": 2,  # other versions knew a video by other names
         }
         output = Output(args.out, identity, windows=options.window is not None, logits=options.logits)
         stack.enter_context(output)
         before = output.videos
-        walks = [walk(source, args.root, args.only, output.paths) for source in args.source]
+        own = [*output.paths, CACHE, *([args.keep_features] if args.keep_features else [])]
+        walks = [walk(source, args.root, args.only, own) for source in args.source]
         clips = _unseen(chain.from_iterable(walks), output.seen)
         if args.keep_features is not None:
             output.keep = stack.enter_context(Keep(args.keep_features, machine, output)).part
@@ -67,7 +72,7 @@ def _options(args: Namespace) -> Options:
         raise UserError("features are kept of whole videos, by one process", where="--keep-features", got=got)
     stride_s = args.stride if args.stride is not None else args.window
     return Options(
-        runs=tuple(dict.fromkeys([args.run_folder, *args.also])),
+        runs=tuple({run.resolve(): run for run in reversed([args.run_folder, *args.also])}.values())[::-1],
         threads=args.threads,
         cache=CACHE,
         top=args.top,
@@ -79,12 +84,17 @@ def _options(args: Namespace) -> Options:
 
 
 def _unseen(clips: Iterable[Clip], seen: Seen) -> Iterator[Clip]:
-    """Those that are not scored yet, each once: a list may name one twice, a tar hold one again."""
+    """Those that are not scored yet, each once, and again where it failed and has changed since: a list may name one
+    twice, and of two members of a tar that have one name the later is refused."""
     now = Seen()
     for clip in clips:
-        if clip.key not in seen and clip.key not in now:
-            now.add(clip.key)
-            yield clip
+        if clip.key in now and isinstance(clip.media, Span):
+            clip = replace(clip, media=None, refused=Outcome(outcome="refused", reason="a member before has its name"))
+        if clip.key in now:
+            continue
+        now.add(clip.key)
+        if clip.key not in seen and (marked := clip.marked()).tried not in seen:
+            yield marked
 
 
 def _scored(args: Namespace, machine: Machine, clips: Iterator[Clip], stack: ExitStack) -> Iterator[Done]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from extract.fingerprint import fingerprint
 from features.atomic import Lock, make_folder, publish_folder, remove, write_json
-from features.errors import UserError, printable
+from features.errors import DamagedStore, UserError, printable
 from features.manifest import Manifest, manifest_path, shards
 from features.outcome import Outcome
 from features.recipe import digest
@@ -45,7 +45,10 @@ class Keep:
 
     def _take_up(self) -> None:
         mark, own = self._folder / "scores.json", str(self._output.path.resolve())
-        found = json.loads(mark.read_bytes())["scores"] if mark.exists() else None
+        try:
+            found = json.loads(mark.read_bytes())["scores"] if mark.exists() else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedStore("features without scores", where=mark, got=error, fix="remove the folder") from None
         if found != own and (found or any(shards(store) for store in self._stores.values())):
             fix = "choose another --keep-features"
             raise UserError("features of other videos", where=self._folder, expected=own, got=found, fix=fix)

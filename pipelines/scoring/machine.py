@@ -148,16 +148,36 @@ class Machine:
 
     def _block(self, videos: Sequence[Video], known: dict[int, Clip]) -> Iterator[Done]:
         units = [(video, part) for video in videos for part in _windows(video)]
-        scores = {run.folder: self._scores(run, units) for run in self.runs} if units else {}
-        at = 0
+        scores = {run.folder: iter(self._in_parts(run, units)) for run in self.runs}
         for video in videos:
-            clip, own = known.pop(video.number), range(at, at := at + len(_windows(video)))
+            clip, own = known.pop(video.number), _windows(video)
             rows, segments = [], []
             for run in self.runs:
-                found = [self._scored(clip, run, video, units[n][1], scores[run.folder][n]) for n in own]
+                logits = {part: next(scores[run.folder]) for part in own}
+                found = [self._scored(clip, run, video, part, logits.get(part)) for part in self._all(video, own)]
                 rows += found
                 segments += merged(found) if self.options.window else []
             yield Done(clip, rows, segments, video if self.options.keep else None)
+
+    def _all(self, video: Video, own: Sequence[int]) -> Sequence[int]:
+        """The windows that a video is said to have: also those between and behind `own`, which have rows."""
+        window = self.options.window
+        if window is None or not video.rows:
+            return own
+        return range(max(window.count(video.duration_us), own[-1] + 1))
+
+    def _in_parts(self, run: Trained, units: Sequence[tuple[Video, int]]) -> Iterator[npt.NDArray[np.float32]]:
+        """(C,) of each of `units`, as many at a time as take `BLOCK_BYTES`: a film may have thousands of windows."""
+        part: list[tuple[Video, int]] = []
+        size = 0
+        for video, number in units:
+            part.append((video, number))
+            size += sum(found[number][1].nbytes for found in video.rows.values() if number in found)
+            if size > BLOCK_BYTES:
+                yield from self._scores(run, part)
+                part, size = [], 0
+        if part:
+            yield from self._scores(run, part)
 
     def _scores(self, run: Trained, units: Sequence[tuple[Video, int]]) -> npt.NDArray[np.float32]:
         """(V,C) of the windows `units`."""
@@ -173,20 +193,23 @@ class Machine:
             features[one.folder] = Features.of(ids, arrays, times)
         return run.logits(features)
 
-    def _scored(self, clip: Clip, run: Trained, video: Video, part: int, logits: npt.NDArray[np.float32]) -> Row:
+    def _scored(self, clip: Clip, run: Trained, video: Video, part: int, logits: npt.NDArray[np.float32] | None) -> Row:
         names = {m: name for one in run.trained for m, name in self._reads[one.folder].items()}
         outcome = _joint({m: video.outcomes[name] for m, name in names.items()})
-        scored = any(part in video.rows.get(name, {}) for name in names.values())
-        if scored and not np.isfinite(logits).all():
-            outcome, scored = Outcome(outcome="non_finite", reason="scores are not finite"), False
+        own = any(part in video.rows.get(name, {}) for name in names.values())
+        scored = logits if own else None
+        if scored is None and outcome.outcome in WITH_ROWS:
+            outcome = Outcome(outcome="too_short", reason="no row in this window")
+        if scored is not None and not np.isfinite(scored).all():
+            outcome, scored = Outcome(outcome="non_finite", reason="scores are not finite"), None
         row = self._row(clip, run, outcome, video.duration_us)
         if self.options.window is not None:
             start_us = part * self.options.window.stride_us
             row["start_s"], row["end_s"] = start_us / 1e6, (start_us + self.options.window.span_us) / 1e6
             if video.duration_us:
                 row["end_s"] = min(row["end_s"], video.duration_us / 1e6)
-        if scored:
-            wide = logits.astype(np.float64)
+        if scored is not None:
+            wide = scored.astype(np.float64)
             powers = np.exp(wide - wide.max())
             shares = 1 / (1 + np.exp(-wide)) if run.multi_label else powers / powers.sum()
             order = np.argsort(-wide, kind="stable")[: self.options.top].tolist()
@@ -194,7 +217,7 @@ class Machine:
             row["probabilities"] = [float(shares[k]) for k in order]
             row["label"], row["probability"] = row["labels"][0], row["probabilities"][0]
             if self.options.logits:
-                row["logits"] = logits.tolist()
+                row["logits"] = scored.tolist()
         return row
 
     def _row(self, clip: Clip, run: Trained, outcome: Outcome, duration_us: int) -> Row:

@@ -28,10 +28,12 @@ import numpy as np
 
 from features.atomic import Disk, Lock, fsync_folder, make_folder, remove, write_bytes, write_json, writing
 from features.errors import DamagedStore, UserError
+from features.outcome import FAILED
 from pipelines.scoring.machine import Done, Row
 from pipelines.scoring.seen import KEY_BYTES, Seen
 
 PART_VIDEOS: Final = 4096
+PART_BYTES: Final = 256 << 20
 PART_S: Final = 60.0  # a kill costs no more than what was scored since
 FORMATS: Final = ("parquet", "csv", "jsonl")
 SCORES: Final = {
@@ -73,6 +75,7 @@ class Output:
         self.seen, self.videos, self.parts = Seen(), 0, 0
         self.keep: Callable[[int, Sequence[Done]], None] | None = None  # called with a part before it counts
         self._waiting: list[Done] = []
+        self._bytes = 0  # of kept features among them
         self._half = False  # a commit was begun and not ended: the next run takes it back
         self._since = time.monotonic()
         self._stack = ExitStack()
@@ -103,10 +106,10 @@ class Output:
 
     def add(self, done: Done) -> None:
         """One more video; each once."""
-        self.seen.add(done.clip.key)
+        self.seen.add(_key(done))
         self._waiting.append(done)
-        size = sum(one.video.nbytes for one in self._waiting if one.video is not None)
-        if len(self._waiting) == PART_VIDEOS or time.monotonic() - self._since > PART_S or size > 256 << 20:
+        self._bytes += 0 if done.video is None else done.video.nbytes
+        if len(self._waiting) == PART_VIDEOS or time.monotonic() - self._since > PART_S or self._bytes > PART_BYTES:
             self.commit()
 
     def commit(self) -> None:
@@ -120,10 +123,10 @@ class Output:
         if self._segments is not None:
             rows = [row for done in self._waiting for row in done.segments]
             sizes["segments"] = self._segments.write(self.parts, rows)
-        _append(self._state / "seen.bin", self.videos * KEY_BYTES, b"".join(d.clip.key for d in self._waiting))
+        _append(self._state / "seen.bin", self.videos * KEY_BYTES, b"".join(map(_key, self._waiting)))
         self.videos, self.parts = self.videos + len(self._waiting), self.parts + 1
         self._say(sizes)
-        self._waiting, self._since, self._half = [], time.monotonic(), False
+        self._waiting, self._bytes, self._since, self._half = [], 0, time.monotonic(), False
 
     def _say(self, sizes: dict[str, int]) -> None:
         state = {"identity": self._identity, "videos": self.videos, "parts": self.parts, "sizes": sizes}
@@ -146,6 +149,8 @@ class Output:
             found, sizes = state["identity"], state["sizes"]
             self.videos, self.parts = int(state["videos"]), int(state["parts"])
             keys = np.fromfile(self._state / "seen.bin", np.uint8, self.videos * KEY_BYTES) if self.videos else b""
+            if len(keys) < self.videos * KEY_BYTES:
+                raise ValueError(f"seen.bin has {len(keys) // KEY_BYTES} of {self.videos} videos")
         except (OSError, ValueError, KeyError, TypeError) as error:
             fix = f"remove it and {self.path} to begin anew"
             raise DamagedStore("state of the scores does not load", where=path, got=error, fix=fix) from None
@@ -157,6 +162,12 @@ class Output:
         for name, table in tables.items():
             table.begin() if self.parts == 0 else table.cut(self.parts, sizes[name])
         self.seen = Seen(bytes(keys))
+
+
+def _key(done: Done) -> bytes:
+    """What the next run knows it by: what failed is tried again once it has changed."""
+    failed = any(row["outcome"] in FAILED for row in done.rows)
+    return done.clip.tried if failed else done.clip.key
 
 
 class _Table:
@@ -179,7 +190,7 @@ class _Table:
 
     def _lost(self, path: Path, expected: int, got: int) -> DamagedStore:
         fix = f"remove {self.path} and its .state to begin anew"
-        where = f"{expected} bytes"
+        where = f"{expected} bytes or more" if expected == 1 else f"{expected} bytes"
         return DamagedStore("scores are gone", where=path, expected=where, got=f"{got} bytes", fix=fix)
 
 
@@ -201,10 +212,11 @@ class _Parquet(_Table):
 
     def cut(self, parts: int, size: int) -> None:
         self._from(parts)
-        last = self._part(parts - 1)
-        got = last.stat().st_size if last.is_file() else 0
-        if got != size:
-            raise self._lost(last, size, got)
+        for part in range(parts):
+            path = self._part(part)
+            got = path.stat().st_size if path.is_file() else 0
+            if got == 0 or (part == parts - 1 and got != size):
+                raise self._lost(path, size if part == parts - 1 else 1, got)
 
     def _from(self, parts: int) -> None:
         """Without what a killed run left from this part on."""

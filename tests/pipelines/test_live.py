@@ -91,6 +91,21 @@ def clip(number: int = 0) -> str:
     return f"videos/{world.name_of(number)}.avi"
 
 
+def test_a_file_without_a_picture_is_said(tmp_path: Path) -> None:
+    """One that has only its header left; and numbers of frames that there cannot be."""
+    path = write_video(tmp_path / "a.mp4")
+    data = bytearray(path.read_bytes())
+    start, end = data.index(b"mdat") + 4, data.index(b"moov") - 4
+    data[start:end] = bytes(end - start)
+    path.write_bytes(data)
+    with pytest.raises(FramepoolError, match=r"no frames: .*a.mp4: got undecodable: \S+"):
+        list(live().labels(str(path)))
+    with pytest.raises(UserError, match="no frames to take: every: expected 1 or more, got -1"):
+        next(live().labels(str(path), every=-1))
+    with pytest.raises(UserError, match="no frames to look back on: last: expected 1 or more, got -3"):
+        live(last=-3)
+
+
 @pytest.mark.parametrize("head", ["average", "vtn", "tsn"])
 @pytest.mark.parametrize("last", [1, 5])
 def test_a_stream_says_what_the_stored_rows_say(head: str, last: int) -> None:

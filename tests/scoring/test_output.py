@@ -125,6 +125,28 @@ def test_lost_scores_are_not_taken_for_done(tmp_path: Path, kind: str) -> None:
         write(path)
 
 
+def test_a_state_that_lost_videos_is_not_taken_up(tmp_path: Path) -> None:
+    write(path := tmp_path / "s.jsonl")
+    seen = tmp_path / "s.jsonl.state" / "seen.bin"
+    for less in (16, 8):
+        os.truncate(seen, seen.stat().st_size - less)
+        with pytest.raises(DamagedStore, match=r"state of the scores does not load: .*seen.bin has [12] of 3 videos"):
+            write(path)
+
+
+def test_an_earlier_part_that_is_gone_is_missed(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    with output(path) as out:
+        for number in range(VIDEOS):
+            out.add(done(number))
+            out.commit()
+    parts = sorted(path.glob("*.parquet"))
+    assert len(parts) > 1
+    parts[0].unlink()
+    with pytest.raises(DamagedStore, match=r"scores are gone: .*00000.parquet"):
+        write(path)
+
+
 def test_one_writer_at_a_time_and_only_of_the_same_making(tmp_path: Path) -> None:
     path = tmp_path / "s.jsonl"
     with output(path), pytest.raises(Busy, match="held by process"):

@@ -8,9 +8,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -93,6 +95,52 @@ def test_what_is_no_video_has_its_outcome_and_a_grown_folder_its_new_rows(here: 
     with (here / "s.csv").open() as stream:
         later = [row["video"] for row in csv.DictReader(stream)][len(rows) :]
     assert sorted(later) == sorted(f"more/=cmd{n}.mp4" for n in range(10))
+
+
+def test_what_failed_is_scored_once_it_was_mended(here: Path, call: Call) -> None:
+    run, top = world.run_of("average"), here / "archive"
+    top.mkdir()
+    whole = sorted((here / "videos").rglob("*.avi"))[0]
+    (top / "a.avi").write_bytes(b"")
+    shutil.copy(whole, top / "b.avi")
+    line = f"score {run} archive --out s.jsonl --threads 1"
+    assert "1 undecodable" in call(line)[1] and "nothing new" in call(line)[1]
+    shutil.copy(whole, top / "a.avi")
+    assert "1 videos scored" in (said := call(line)[1]) and "(1 ok)" in said
+    assert "nothing new" in call(line)[1]
+    assert [(r["video"], r["outcome"]) for r in world.rows_of(here / "s.jsonl")] == [
+        ("a.avi", "undecodable"),
+        ("b.avi", "ok"),
+        ("a.avi", "ok"),
+    ]
+
+
+def test_a_video_is_scored_once_from_whatever_folder(here: Path, call: Call) -> None:
+    run = world.run_of("average")
+    assert "9 videos scored" in call(f"score {run} videos --out s.jsonl --threads 1")[1]
+    assert "nothing new" in call(f"score {run} videos/Jump --out s.jsonl --threads 1")[1]
+    assert "nothing new" in call(f"score {run} {here}/videos --out s.jsonl --also {here / run} --threads 1")[1]
+
+
+def test_a_later_member_of_the_same_name_is_said(here: Path, call: Call) -> None:
+    one, two, *_ = sorted((here / "videos").rglob("*.avi"))
+    tar = world.tar_of(here / "x.tar", [("a.avi", one), ("b.avi", one)])
+    line = f"score {world.run_of('average')} x.tar --out s.jsonl --threads 1"
+    assert "(2 ok)" in call(line)[1]
+    world.tar_of(tar, [("a.avi", one), ("b.avi", one), ("a.avi", two)])
+    assert "(1 refused)" in call(line)[1] and "nothing new" in call(line)[1]
+    assert world.rows_of(here / "s.jsonl")[-1]["reason"] == "a member before has its name"
+
+
+def test_what_the_command_writes_is_not_scored(here: Path, call: Call) -> None:
+    line = (
+        f"score {world.run_of('average')} . --out s.jsonl --keep-features kept --only *.avi --only kept/* --threads 1"
+    )
+    assert "(9 ok)" in (said := call(line)[1]), said
+    assert "nothing new" in call(line)[1]
+    for line in (f"score {world.run_of('average')} . --out all.jsonl --threads 1",):
+        call(line)
+    assert not [row for row in world.rows_of(here / "all.jsonl") if row["video"].startswith("work/cache/")]
 
 
 def test_refused_ones_do_not_pile_up(here: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,6 +240,25 @@ def test_windows_have_rows_and_merge_into_segments(here: Path, call: Call) -> No
             assert segment["probability"] == pytest.approx(np.mean([row["probability"] for row in own]))
     code, said = call(f"score {run} long.mp4 --out w.jsonl --window 2 --threads 1")
     assert code == 2 and "scores of another making: w.jsonl: window_s: expected 1.0, got 2.0" in said
+
+
+def test_a_window_without_a_frame_has_a_row_too(here: Path, call: Call) -> None:
+    """Of a recording that stood still: two seconds, nothing for a while, two more."""
+    with av.open(str(here / "still.mkv"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in (*range(20), *range(90, 110)):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 2 * k, np.uint8), format="rgb24")
+            frame.pts, frame.time_base = k, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    assert call(f"score {world.run_of('average')} still.mkv --out w.jsonl --window 2 --threads 1")[0] == 0
+    rows = world.rows_of(here / "w.jsonl")
+    assert [(row["start_s"], row["outcome"]) for row in rows] == [
+        (0, "ok"), (2, "too_short"), (4, "too_short"), (6, "too_short"), (8, "ok"), (10, "ok"),
+    ]  # fmt: skip
+    assert [row["label"] is None for row in rows] == [False, True, True, True, False, False]
+    assert {row["reason"] for row in rows if row["label"] is None} == {"no row in this window"}
 
 
 def test_other_weights_are_refused_before_they_are_opened(here: Path, call: Call) -> None:

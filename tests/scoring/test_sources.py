@@ -19,6 +19,7 @@ from extract.sources import Clip, walk
 from extract.span import Span
 from features.errors import UserError
 from features.outcome import Outcome
+from tests.hostile import sound
 from tests.media import write_video
 from tests.scoring.world import add_member, tar_of
 
@@ -51,7 +52,9 @@ def test_a_folder_a_tar_and_a_list_name_the_same_videos(folder: Path, tmp_path: 
     assert [clip.name for clip in walk(listed, folder)] == NAMES
     assert [clip.name for clip in walk(folder, None, ["*.mp4", "*.mkv"])] == ["a/two.mkv", "b.mp4"]
     (alone,) = walk(folder / "b.mp4")
-    assert alone == Clip(str(folder), "b.mp4", folder / "b.mp4", top=str(folder))
+    assert alone == Clip(str(folder), "b.mp4", folder / "b.mp4", top=f"{folder}/")
+    below = {clip.key for clip in walk(folder / "a")}
+    assert below == {clip.key for clip in walk(folder) if clip.name.startswith("a/")}, "from wherever it is seen"
     keys = {source: [clip.key for clip in walk(source, folder)] for source in (folder, tar, listed)}
     assert keys[folder] == keys[listed], "the same files, however they are found"
     assert len({*keys[folder], *keys[tar]}) == 6
@@ -109,6 +112,37 @@ def test_what_is_written_is_no_video(folder: Path, tmp_path: Path) -> None:
         (top / name).write_text("ours")
     skip = [Path(os.path.relpath(top)) / "s.parquet", top / "s.parquet.state"]
     assert [clip.name for clip in walk(top, None, (), skip)] == NAMES
+
+
+def test_names_as_people_write_them(folder: Path, tmp_path: Path) -> None:
+    """Spaces of other widths and joined emoji; a line break alone cannot be written down."""
+    names = ["Bild 9.41\u202fPM.mp4", "動画\u3000 1.mp4", "a\xa0b.mp4", "👩\u200d💻.mp4"]
+    for name in (*names, "a\nb.mp4"):
+        shutil.copy(folder / "b.mp4", tmp_path / name)
+    found = list(walk(tmp_path))
+    assert len([clip for clip in found if clip.media]) == 4 and all(clip.name.isprintable() for clip in found)
+    assert [clip.refused.reason for clip in found if clip.refused] == ["a control character"]
+    listed = tmp_path.parent / "list.txt"
+    listed.write_text("\n".join(names))
+    assert {clip.key for clip in walk(listed, tmp_path)} == {clip.key for clip in found if clip.media}
+
+
+def test_tars_that_were_joined_and_tars_that_are_no_videos(folder: Path, tmp_path: Path) -> None:
+    one, two = (tar_of(tmp_path / f"{n}.tar", [(f"{n}.mp4", folder / "b.mp4")]) for n in "ab")
+    both = tmp_path / "both" / "ab.tar"
+    both.parent.mkdir()
+    both.write_bytes(one.read_bytes() + two.read_bytes())
+    assert refused(both)["ab.tar"].startswith("archive damaged after 1 members: more follows its end")
+    (both.parent / "link.tar").symlink_to("ab.tar")
+    assert refused(both.parent)["link.tar"] == "a link to a tar: give that as a source of its own"
+    listed = tmp_path / "list.txt"
+    listed.write_text("a.tar")
+    assert refused(listed) == {"a.tar": "line 1: a tar: give it as a source of its own"}
+
+
+def test_a_file_of_sound_is_no_list(tmp_path: Path) -> None:
+    path = sound(tmp_path / "a.wav")
+    assert [clip.media for clip in walk(path)] == [path]
 
 
 def test_a_folder_as_deep_as_paths_go(tmp_path: Path) -> None:
@@ -238,7 +272,7 @@ def test_links_in_a_folder_are_followed_inside_it_only(folder: Path, tmp_path: P
     (top / "a\nb.mp4").write_bytes(b"x")
     found = {clip.name: clip.refused.reason if clip.refused else None for clip in walk(top)}
     assert found == {
-        "a\\nb.mp4": "a control character, or a name that is not UTF-8",
+        "a\\nb.mp4": "a control character",
         "fifo.mp4": "not a regular file",
         "good.mp4": None,
         "loop": "a link to what is no file",
