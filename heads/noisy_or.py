@@ -83,9 +83,12 @@ class NoisyOr(Head):
     def _counted(self, scores: Tensor, missing: Tensor, w: Tensor) -> Tensor:
         """(L,B,C), (L,B,1), (N,) -> (B,C)."""
         odds = (_odds(scores) if self.exclusive else scores).masked_fill(missing, _NEVER)
+        graph = torch.compiler.is_compiling()  # which has no loop over as many rows as there will be
         if self.exclusive:
-            heard = _messages(odds, w)
+            heard = _messages_at_once(odds, w) if graph else _messages(odds, w)
             odds = (_odds(scores + heard) - heard).masked_fill(missing, _NEVER)
+        if graph:
+            return F.softplus(odds).sum(dim=0) + _counted_at_once(odds, w).clamp_min(_LEAST).log()
         counted: Tensor = _Counted.apply(odds.sigmoid(), (-odds).sigmoid(), F.pad(w, (1, 0)))
         return F.softplus(odds).sum(dim=0) + counted.clamp_min(_LEAST).log()
 
@@ -95,6 +98,46 @@ def _messages(odds: Tensor, w: Tensor) -> Tensor:
     found: tuple[Tensor, Tensor] = _Others.apply(odds.sigmoid(), (-odds).sigmoid(), F.pad(w, (1, 0), value=1.0))
     alone, joined = found
     return (joined / alone).log()
+
+
+def _counted_at_once(odds: Tensor, w: Tensor) -> Tensor:
+    """(L,B,C), (N,) -> (B,C): what `_Counted` gives, without a loop over rows, in memory of L times as much."""
+    places = torch.arange(odds.shape[0] + 1, device=odds.device)
+    chances = _chances(odds, places[:, None] > places[None, :-1], len(w))
+    return sum((w[n] * one[-1].exp() for n, one in enumerate(chances[1:])), torch.zeros_like(odds[0]))
+
+
+def _messages_at_once(odds: Tensor, w: Tensor) -> Tensor:
+    """`_messages` in the same way: of the counts before a row and of those behind it."""
+    w = F.pad(w, (1, 0), value=1.0)
+    places, most = torch.arange(odds.shape[0], device=odds.device), len(w) - 1
+    before = _chances(odds, places[:, None] > places, most)
+    after = _chances(odds, places[:, None] < places, most)
+    alone, joined = torch.zeros_like(odds), torch.zeros_like(odds)
+    for n, one in enumerate(before):
+        for m, other in enumerate(after):
+            both = (one + other).exp()
+            alone = alone + w[min(n + m, most)] * both
+            joined = joined + w[min(n + m + 1, most)] * both
+    return (joined / alone).log()
+
+
+def _chances(odds: Tensor, earlier: Tensor, most: int) -> list[Tensor]:
+    """(L,B,C), (M,L) -> N+1 of (M,B,C): the log of the chance that n of the `earlier` rows show the class, at last N or
+    more. Row l is preceded by those that are earlier than number l: of each choice of n rows the last is added to n - 1
+    before it."""
+    log_p, log_q = F.logsigmoid(odds), F.logsigmoid(-odds)
+    own = odds.shape[0]
+
+    def over(rows: Tensor) -> Tensor:
+        return torch.logsumexp(rows.masked_fill(~earlier[:, :, None, None], _NEVER), dim=1)
+
+    none = torch.einsum("ml,lbc->mbc", earlier.to(odds.dtype), log_q)
+    found, ways = [none], torch.zeros_like(none)
+    for _ in range(most - 1):
+        ways = over(odds + ways[:own])
+        found.append(none + ways)
+    return [*found, over(log_p + found[-1][:own])]
 
 
 class _Counted(torch.autograd.Function):

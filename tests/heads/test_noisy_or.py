@@ -11,7 +11,7 @@ import torch
 
 import heads
 from features.errors import UserError
-from heads.noisy_or import _Counted, _messages, _odds, _Others
+from heads.noisy_or import _Counted, _counted_at_once, _messages, _messages_at_once, _odds, _Others
 from tests.heads.made import rows
 
 SETS = ("none", "a", "b", "a+b", "c", "a+c", "b+c", "a+b+c")
@@ -97,6 +97,20 @@ def test_an_exclusive_row_that_is_wrong_learns_however_sure_it_is(sure: float) -
 def test_equal_scores_share_an_exclusive_row() -> None:
     odds = _odds(torch.full((1, 1, 3), 5.0))
     torch.testing.assert_close(odds, torch.full((1, 1, 3), 5.0 - float(np.log(2 * np.exp(5) + 1))))
+
+
+@pytest.mark.parametrize(
+    ("length", "scale", "counts"), [(1, 2, 3), (6, 2, 3), (25, 4, 3), (30, 8, 2), (25, 15, 4), (9, 2, 1), (25, 6, 8)]
+)
+def test_a_graph_counts_all_rows_at_once(length: int, scale: float, counts: int) -> None:
+    """As the loop over rows does, which a graph for any number of rows cannot have."""
+    generator = torch.Generator().manual_seed(length)
+    odds = torch.randn(length, 3, 5, generator=generator) * scale - 2
+    odds[0, 0] = -1e4
+    w = (torch.randn(counts, generator=generator) * 0.7).exp()
+    counted = _Counted.apply(odds.sigmoid(), (-odds).sigmoid(), torch.nn.functional.pad(w, (1, 0)))
+    torch.testing.assert_close(_counted_at_once(odds, w), counted, rtol=2e-5, atol=1e-30)
+    torch.testing.assert_close(_messages_at_once(odds, w), _messages(odds, w), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("counts", [1, 2, 3, 4])
