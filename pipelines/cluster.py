@@ -19,6 +19,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -249,20 +250,28 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
 
     dead: list[int] = []
     why = ""
-    todo, held, moved = list(shards), dict[int, str](), time.monotonic()
-    while todo and time.monotonic() - moved < HELD_S:
-        held = {}
-        for shard, found in in_waves(client, call, iter(todo), lambda shard: f"extract-{plan.dataset}-{shard}"):
+    waves, by, moved = deque([list(shards)]), dict[int, str](), time.monotonic()
+    while waves and time.monotonic() - moved < HELD_S:
+        fallen, held = list[int](), list[int]()
+        for shard, found in in_waves(
+            client, call, iter(waves.popleft()), lambda shard: f"extract-{plan.dataset}-{shard}"
+        ):
             if isinstance(found, Held):  # a worker has waited for it, so this does not turn fast
-                held[shard] = found.by
+                held.append(shard)
+                by[shard] = found.by
                 continue
             moved = time.monotonic()
             if isinstance(found, KilledWorker):
-                dead.append(shard)
+                fallen.append(shard)
                 why = why or _died(found)
             else:
                 yield found
-        todo = list(held)
+        if len(fallen) > 1:  # one may only have waited behind another's: each alone
+            waves.extend([shard] for shard in fallen)
+        else:
+            dead += fallen
+        if held:
+            waves.append(held)
     if dead:
         fix = f"look at the workers' logs, or run `framepool extract ... --shard {dead[0]}` here"
         where = f"{plan.dataset}: shards {', '.join(map(str, dead[:10]))}"
@@ -271,6 +280,6 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
         left = f"the first that are not finished: {', '.join(map(printable, open_[:threads]))}"
         got = f"{why}; {left if open_ else 'all its videos are finished'}"
         raise FramepoolError("workers died", where=where, got=got, fix=fix)
-    if todo:
+    if todo := [shard for wave in waves for shard in wave]:
         where, fix = f"{plan.dataset}: shards {', '.join(map(str, todo[:10]))}", "the same command goes on"
-        raise Busy("somebody else is at work on them", where=where, got=held[todo[0]], fix=fix)
+        raise Busy("somebody else is at work on them", where=where, got=by.get(todo[0], why), fix=fix)
