@@ -178,7 +178,7 @@ class Run:
             fix = "ask its members and average, or let `score` do so"
             raise UserError("a fusion has no head of its own", where=self.folder, fix=fix)
         for modality in self.head.shapes:
-            data.tensor(modality)
+            data._named(modality)
         same_features(self.folder, self.record, data.features)
         config = heads.HEADS[self.record["kind"]][1].parse(self.record["config"], where=str(self.folder))
         numbers = torch.tensor([data.number(video) for video in videos], dtype=torch.int64)

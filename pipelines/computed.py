@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 def note(
     store: Store, facts: dict[str, Any], row_shape: Sequence[int], dtype: str, outcomes: Mapping[str, Outcome]
 ) -> None:
-    """Add `outcomes`, by video, to what is known of the videos of the list."""
+    """Add `outcomes`, by video, to what is known of the videos of the list. `row_shape` is *D of a row (*D) of `dtype`;
+    `facts` are what a store's manifest would say. Raises `Busy` where another holds the file too long."""
     path = store.computed
     with Lock(make_folder(path.parent) / f"{path.name}.lock", LOCK_WAIT_S):
         known = dict[str, Outcome]()

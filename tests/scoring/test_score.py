@@ -16,8 +16,10 @@ import av
 import numpy as np
 import pytest
 
+import framepool
 from extract.sources import Clip, walk
 from extract.whole import Extraction
+from features.errors import UserError
 from features.outcome import NAMES
 from features.store import read_shard, shards
 from heads.results import read_predictions
@@ -138,8 +140,7 @@ def test_what_the_command_writes_is_not_scored(here: Path, call: Call) -> None:
     )
     assert "(9 ok)" in (said := call(line)[1]), said
     assert "nothing new" in call(line)[1]
-    for line in (f"score {world.run_of('average')} . --out all.jsonl --threads 1",):
-        call(line)
+    call(f"score {world.run_of('average')} . --out all.jsonl --threads 1")
     assert not [row for row in world.rows_of(here / "all.jsonl") if row["video"].startswith("work/cache/")]
 
 
@@ -172,6 +173,8 @@ def test_several_runs_and_a_fusion_share_one_extractor(here: Path, call: Call) -
         for video, logits in zip(cached.ids, cached.logits, strict=True):
             (own,) = [r for r in rows if r["video"] == f"{video}.avi" and r["run"].startswith(run.parent.name)]
             assert np.abs(np.array(own["logits"]) - logits).max() <= 1e-5
+    with pytest.raises(UserError, match=r"a fusion has no head of its own: .*ask its members"):
+        framepool.run(late).logits(framepool.load("tiny", "rgb"), [])
     machine = Machine(Options(runs=(average, ridge, late), threads=1))
     assert len(machine.names) == len(machine.stages.found) == 1
 
