@@ -21,12 +21,13 @@ shell.prefix(
 
 # A bad config or a missing annotation file is one line here, before anything is planned.
 try:
-    asked = plan.requested(sys.argv[1:])
-    if workflow.is_main_process and any(here.config.disk_gb for here in asked):
-        from pipelines.sizes import check_budget
+    plan.requested(sys.argv[1:])
+    if workflow.is_main_process:
+        for here in mentioned(sys.argv[1:]):
+            if here.config.disk_gb:
+                from pipelines.sizes import check_budget
 
-        for here in asked:
-            check_budget(here)
+                check_budget(here)
 except FramepoolError as error:
     sys.exit(f"framepool: {error}")
 if workflow.is_main_process:

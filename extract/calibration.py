@@ -96,9 +96,8 @@ def quantised(name: str, converted: Path, samples: Any, batch: int, cache: Path)
 
 def _quantise(converted: Path, batches: Samples, folder: Path) -> None:
     import nncf
-    import openvino
 
-    from extract.openvino_core import CORE
+    from extract.openvino_core import CORE, save
 
     nncf.set_log_level(logging.ERROR)
     graph = CORE.read_model(converted / "model.xml")
@@ -107,5 +106,5 @@ def _quantise(converted: Path, batches: Samples, folder: Path) -> None:
             graph, nncf.Dataset(list(batches)), preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches)
         )
     partial = scratch_folder(folder)
-    openvino.save_model(graph, partial / "model.xml", compress_to_fp16=False)
+    save(graph, partial / "model.xml")
     publish_folder(partial, folder)

@@ -92,11 +92,13 @@ def _convert(model: Model, folder: Path, here: Path) -> None:
     if model.config.chosen_runtime == "openvino":
         import openvino
 
+        from extract.openvino_core import save
+
         with torch.inference_mode(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # tracing is what OpenVINO converts; torch would like it to go
             traced = torch.jit.trace(whole, example, check_trace=False)  # type: ignore[no-untyped-call]
         kind = openvino.Type.u8 if dtype == np.uint8 else openvino.Type.f32
         converted = openvino.convert_model(traced, input=[(shape, kind)])
-        openvino.save_model(converted, unfinished / "model.xml", compress_to_fp16=False)
+        save(converted, unfinished / "model.xml")
     write_json(unfinished / "facts.json", facts)
     publish_folder(unfinished, folder)

@@ -47,3 +47,5 @@ def _check(rows: npt.NDArray[Any], dtype: np.dtype[Any]) -> None:
     low, high = rows.min(), rows.max()
     if low < np.iinfo(dtype).min or high > np.iinfo(dtype).max:
         raise Unreadable("undecodable", f"numbers from {low:g} to {high:g}, {dtype} holds 0 to {np.iinfo(dtype).max}")
+    if rows.dtype.kind == "f" and (rows != np.rint(rows)).any():
+        raise Unreadable("undecodable", f"numbers that are not whole, as {dtype} holds them: set dtype: float16")

@@ -6,8 +6,20 @@ job in good order, is a segmentation fault (openvino 2026.4, src/plugins/intel_c
 
 from __future__ import annotations
 
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import openvino
 
+from features.atomic import writing
+
 CORE: Final = openvino.Core()
+
+
+def save(graph: Any, path: Path) -> None:
+    """Write an OpenVINO graph in full precision to `path` (.xml, its weights beside it)."""
+    with writing(path):
+        try:
+            openvino.save_model(graph, path, compress_to_fp16=False)
+        except RuntimeError as error:  # how its streams say that a disk is full
+            raise OSError(str(error)) from None

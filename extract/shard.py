@@ -40,6 +40,7 @@ from features.recipe import digest, file_sha256
 from features.store import partial_path, publish, republish, stream_shard
 
 FRAME_US: Final = 40_000  # of a made video
+_FILES: Final = "video files"  # a note of the journal, which are kept out of the manifest as all of "video ..."
 
 
 class Generator(Protocol):
@@ -157,6 +158,16 @@ def _unread(task: Task, outcomes: Sequence[Outcome]) -> dict[str, str]:
     return found
 
 
+def _states(task: Task) -> dict[str, list[int]]:
+    """{path: [bytes, time of the last change in ns]} of the files that there are."""
+    found = {}
+    for item in (item for item in task.items if item.path):
+        with suppress(OSError):
+            info = (task.root / item.path).stat()
+            found[item.path] = [info.st_size, info.st_mtime_ns]
+    return found
+
+
 def stage_of(task: Task) -> Stage:
     """What runs for a task."""
     before, source, config = None, None, task.config
@@ -198,6 +209,8 @@ class _Making:
         head = {"digest": self.wanted[0], "list_digest": self.wanted[1], "facts": facts}
         shape = {k: self.stage.facts[k] for k in ("row_shape", "dtype")}
         self.journal = Journal(partial_path(task.store, task.shard), {**head, **shape})
+        if _FILES not in self.journal.notes:
+            self.journal.note(_FILES, _states(task))
         self.missing = [v for v in range(len(task.items)) if v not in self.journal.outcomes]
         self.progress = Progress(f"{task.extractor} shard {task.shard}", len(task.items), len(self.journal.outcomes))
 
@@ -242,9 +255,15 @@ class _Making:
             row_shape=journal.row_shape,
             dtype=journal.dtype.name,
             statistics={k: v for k, v in journal.notes.items() if not k.startswith("video ")},
-            unread=_unread(task, [journal.outcomes[v] for v in range(len(task.items))]),
+            unread=self._unread(),
         )
         return publish(journal, task.store, manifest)
+
+    def _unread(self) -> dict[str, str]:
+        """As `_unread`; "" of files that changed since the first was decoded, so that they are decoded again."""
+        before, now = self.journal.notes[_FILES], _states(self.task)
+        found = _unread(self.task, [self.journal.outcomes[v] for v in range(len(self.task.items))])
+        return {path: sha256 if now.get(path) == before.get(path) else "" for path, sha256 in found.items()}
 
 
 def _fill(makings: Sequence[_Making], workers: int) -> None:
@@ -291,9 +310,10 @@ def _from_store(source: Path, making: _Making, lane: Lane) -> None:
     manifest, read = stream_shard(source, making.task.shard)
     if manifest.ids != making.wanted[3]:
         fix = "extract the source again: its list is another one"
-        raise FramepoolError(
-            "source of other videos", where=source, expected=making.wanted[3][0], got=manifest.ids[0], fix=fix
-        )
+        ours, theirs = (dict(enumerate(ids)) for ids in (making.wanted[3], manifest.ids))
+        at = next(n for n in range(max(len(ours), len(theirs))) if ours.get(n) != theirs.get(n))
+        expected, got = (f"{ids.get(at, 'none')} as video {at} of the shard" for ids in (ours, theirs))
+        raise FramepoolError("source of other videos", where=source, expected=expected, got=got, fix=fix)
     if manifest.list_digest != making.wanted[1] and _all_there(making.task):
         expected, got = f"shard {manifest.shard} of the list digest {making.wanted[1][:16]}", manifest.list_digest[:16]
         fix = "videos were replaced since: extract the source again"
@@ -326,6 +346,9 @@ def _same_facts(task: Task, theirs: dict[str, Any], ours: dict[str, Any]) -> Non
         if key == "steps":
             what, why = "store was made with steps of another precision", "bf16 is fp32 on a processor without it"
             fix = f"{why}: run on machines like the first, set precision: fp32, or remove the store's folder"
+        elif key == "int8":
+            what = "store was made with a network quantised on other videos"
+            fix = "the first videos of the list, or their rows, changed: remove the store's folder to make it anew"
         else:
             what = f"store was made with another {key}"
             fix = "its weights were replaced or trained again: remove the store's folder to make it anew"

@@ -24,6 +24,8 @@ from typing import IO, Any, Final, Self, cast
 
 from features.errors import Busy, FramepoolError, UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOCKLESS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 USERS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR)  # no fault
 
 LOCK_WAIT_S: Final = 10.0  # a job that was killed needs a moment to end
@@ -180,7 +182,8 @@ def _disk_error(path: Path, error: OSError) -> FramepoolError:
         return UserError("cannot write", where=path, got=what, fix="make its folder exist and writable")
     folder = next(p for p in (path, *path.parents, Path()) if p.exists())
     free_mb = shutil.disk_usage(folder).free / 1e6
-    fix = "free some space there and run the same command again: what is finished is kept"
+    first = "free some space there" if error.errno in FULL else "see to that disk"
+    fix = f"{first} and run the same command again: what is finished is kept"
     return FramepoolError("cannot write", where=path, got=f"{what} ({free_mb:.0f} MB free)", fix=fix)
 
 
@@ -219,11 +222,21 @@ class Lock:
         except FileNotFoundError:
             return "a process that has just ended"
 
+    def _flock(self, file: IO[str]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in LOCKLESS:
+                raise
+            fix = "mount it with locks (Lustre: -o flock), or keep work/ on another disk"
+            got = os.strerror(error.errno)
+            raise UserError("file system without locks", where=self.path, got=got, fix=fix) from None
+
     def _take(self) -> bool:
         with writing(self.path):
             file = self.path.open("a+")
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._flock(file)
                 # The last holder may have removed the name between our open and our flock: then we hold a ghost.
                 if os.fstat(file.fileno()).st_ino != os.stat(self.path).st_ino:
                     raise FileNotFoundError

@@ -127,9 +127,9 @@ def parse_manifest(path: Path) -> Manifest:
         raise DamagedStore("damaged manifest", where=path, got=error, fix=REPAIR) from None
 
 
-def contents(folder: Path, numbers: Iterable[int]) -> str:
-    """What tells the rows of published shards from others of their recipe: a digest of their files' digests."""
-    return digest([read_manifest(folder, number).files for number in numbers])
+def contents(found: Iterable[Manifest]) -> str:
+    """What tells the rows of a store's shards from others of their recipe: a digest of their files' digests."""
+    return digest([manifest.files for manifest in found])
 
 
 def shards(folder: Path) -> list[int]:

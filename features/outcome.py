@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 Name = Literal[
@@ -46,7 +46,7 @@ class Outcome:
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in a manifest."""
-        return asdict(self)
+        return dict(vars(self))  # one level deep: `asdict` takes ten times as long
 
 
 def counts(outcomes: Iterable[Outcome]) -> dict[str, int]:

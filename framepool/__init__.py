@@ -211,7 +211,7 @@ def load(dataset: str, *modalities: str, split: str | None = None) -> Data:
     """
     from features.batches import Features
     from features.errors import UserError, nearest
-    from features.manifest import contents, shards
+    from features.manifest import contents, read_manifest, shards
     from pipelines import plan as plans
     from pipelines.commands.stage_two import split_of
 
@@ -229,7 +229,7 @@ def load(dataset: str, *modalities: str, split: str | None = None) -> Data:
     actions = None if videos.actions is None else [videos.actions.get(video.id, ()) for video in videos.videos]
     groups = [video.group for video in videos.videos]
     sides = train_videos, test_videos
-    rows = [contents(folder, shards(folder)) for folder in folders.values()]
+    rows = [contents(read_manifest(folder, n) for n in shards(folder)) for folder in folders.values()]
     return Data(dataset, split, features, folders, labels, *sides, tuple(videos.classes), actions, groups, rows)
 
 
@@ -296,9 +296,11 @@ def run(folder: str | Path) -> Run:
     return Run(Path(folder))
 
 
-def stream(folder: str | Path, source: str, *, every: int | None = None, last: int | None = None) -> Iterator[Label]:
+def stream(
+    folder: str | Path, source: str, *, every: int | None = None, last: int | None = None, threads: int = 2
+) -> Iterator[Label]:
     """Labels of a video, a camera or an address as its frames arrive; see `pipelines.live`."""
     from pipelines.live import Live
     from pipelines.of_run import of_run
 
-    return Live(of_run(Path(folder)), last=last).labels(source, every=every)
+    return Live(of_run(Path(folder)), last=last, threads=threads).labels(source, every=every)

@@ -19,7 +19,8 @@ _obeyed = [-math.inf]  # when a signal last ended something, by the monotonic cl
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 2 the user's mistake; 3 too many videos failed; 1 any other error; 130, 143, 129 by signal."""
+    """Exit codes: 0; 2 the user's mistake; 3 too many videos failed; 1 any other error; 130, 143, 129 by signal; 141
+    where nobody reads the output any more."""
     # Read when torch is imported. Threads that wait by spinning take the cores from decoders and neighbours; those that
     # sleep at once have to be woken for every operation of a step. So they spin 10,000 times, about 0.2 ms, then sleep.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -39,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FramepoolError as error:
         print(f"framepool: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader of our output has had enough
+    except BrokenPipeError:  # the reader of our output has had enough, and what was under way is not finished
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return 0
 
 

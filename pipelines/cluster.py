@@ -33,6 +33,7 @@ from distributed import CancelledError, Client, KilledWorker, LocalCluster, Work
 from distributed.comm.addressing import get_address_host_port
 from distributed.comm.core import CommClosedError
 
+from extract.config import Imported
 from extract.sources import Clip
 from features.errors import Busy, FramepoolError, UserError, printable
 from features.journal import finished
@@ -229,9 +230,10 @@ def _asked(dataset: str, token: str, extractors: Sequence[str], split: str | Non
 
 
 def _token(stores: Sequence[Store]) -> str:
-    """Changes when the list, the config, or a recipe of the stores does."""
+    """Changes when the list, the config, a recipe of the stores or a file of features that they import does."""
     plan = stores[0].plan
-    return digest([plan.token, plan.config.model_dump(mode="json"), [store.digest for store in stores]])
+    imported = [plan.state(store.config.path) for store in stores if isinstance(store.config, Imported)]
+    return digest([plan.token, plan.config.model_dump(mode="json"), [store.digest for store in stores], imported])
 
 
 def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], threads: int) -> Iterator[list[str]]:
@@ -250,7 +252,10 @@ def extract_on(client: Any, stores: Sequence[Store], shards: Iterable[int], thre
 
     dead: list[int] = []
     why = ""
-    waves, by, moved = deque([list(shards)]), dict[int, str](), time.monotonic()
+    asked = list(shards)
+    first = asked[:1] if any(getattr(store.config, "precision", "") == "int8" for store in stores) else []
+    # what int8 is calibrated on is there before the others ask for it
+    waves, by, moved = deque(filter(None, [first, asked[len(first) :]])), dict[int, str](), time.monotonic()
     while waves and time.monotonic() - moved < HELD_S:
         fallen, held = list[int](), list[int]()
         for shard, found in in_waves(

@@ -13,14 +13,16 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from features.atomic import LOCK_WAIT_S, Lock, make_folder, write_json
+from features.atomic import Lock, make_folder, write_bytes
 from features.outcome import Outcome, counts
 from pipelines.report import stores as report
 
 if TYPE_CHECKING:
     from pipelines.parts import Store
+
+WAIT_S: Final = 120.0  # the processes of a training end an epoch together, and a long list takes seconds to write
 
 
 def note(
@@ -29,7 +31,7 @@ def note(
     """Add `outcomes`, by video, to what is known of the videos of the list. `row_shape` is *D of a row (*D) of `dtype`;
     `facts` are what a store's manifest would say. Raises `Busy` where another holds the file too long."""
     path = store.computed
-    with Lock(make_folder(path.parent) / f"{path.name}.lock", LOCK_WAIT_S):
+    with Lock(make_folder(path.parent) / f"{path.name}.lock", WAIT_S):
         known = dict[str, Outcome]()
         with suppress(OSError, ValueError, KeyError, TypeError):  # nothing yet, or nothing that can be read
             known = {id: Outcome(**ended) for id, ended in json.loads(path.read_bytes())["videos"].items()}
@@ -50,4 +52,5 @@ def note(
             counts=counts(found.values()),
             troubles=report.troubles(store.name, found),
         )
-        write_json(path, {"report": asdict(said), "videos": {id: asdict(outcome) for id, outcome in found.items()}})
+        value = {"report": asdict(said), "videos": {id: outcome.to_json() for id, outcome in found.items()}}
+        write_bytes(path, json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode())

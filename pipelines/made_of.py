@@ -10,15 +10,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from features.errors import UserError
-from features.manifest import contents
+from features.errors import FramepoolError, UserError
+from features.manifest import Manifest, contents, read_manifest
 from features.recipe import digest
 from pipelines.plan import Run, Store
 
 
 def made_of(run: Run, contents: Mapping[str, str]) -> str:
-    """The digest of a training: its recipe, the rows that it reads, and the test videos and their labels."""
-    return digest([run.digest, {m: contents[m] for m in run.stores}, run.plan.tested(run.split)])
+    """The digest of a training: its recipe, the rows that it reads, the test videos and their labels, and the trainings
+    of the runs that it begins with or learns from."""
+    from heads.checkpoint import read_run
+
+    before = [read_run(other.seed_folder(other.seeds[0])) or {} for other in run.waits_for if not run.members]
+    runs = [[record.get("digest") for record in before]] if before else []
+    return digest([run.digest, {m: contents[m] for m in run.stores}, run.plan.tested(run.split), *runs])
 
 
 def contents_of(store: Store) -> str:
@@ -26,10 +31,21 @@ def contents_of(store: Store) -> str:
     if store.config.store:
         said: str = _summary(store)["contents"]
         there = all(Path(path).is_file() for path in store.manifests)  # else it was removed since
-        return contents(store.folder, range(store.plan.shard_count)) if there else said
+        found = (read_manifest(store.folder, n) for n in range(store.plan.shard_count))
+        return contents(of_recipe(store, manifest) for manifest in found) if there else said
     from extract.fingerprint import Item, list_digest
 
     return list_digest([Item(v.id, v.path) for v in store.plan.videos.videos], store.plan.root)
+
+
+def of_recipe(store: Store, manifest: Manifest) -> Manifest:
+    """`manifest`, which must be of the store's recipe: a folder may have been renamed. Raises `FramepoolError`."""
+    if manifest.digest != store.digest:
+        where, fix = f"{store.folder}: shard {manifest.shard}", "give the folder its name back, or remove it"
+        raise FramepoolError(
+            "shard of another recipe", where=where, expected=store.digest, got=manifest.digest, fix=fix
+        )
+    return manifest
 
 
 def freshen(store: Store) -> None:
@@ -60,6 +76,9 @@ def stale(runs: Sequence[Run]) -> list[Run]:
                     if record.get("made_of", {}).get(name, own.get("digest")) != own.get("digest"):
                         return False
             return all(map(fresh, run.members.values()))
+        tested = run.plan.tested(run.split)
+        if any(record.get("tested", tested) != tested for record in records.values()):
+            return False
         if not all(store.config.store and Path(store.summary).is_file() for store in run.stores.values()):
             return True
         wanted = made_of(run, {m: known(store) for m, store in run.stores.items()})

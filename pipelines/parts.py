@@ -6,6 +6,7 @@ store.folder, store.inputs(0), store.trained_by
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,10 +94,26 @@ class Store:
         """The files that stand for the store's shards."""
         return [str(manifest_path(self.folder, shard)) for shard in range(self.plan.shard_count)]
 
+    def was(self, shard: int) -> Path:
+        """The copy of a shard's manifest that stays when temporary rows are removed."""
+        return manifest_path(self.folder, shard).with_suffix(".was.json")
+
+    @property
+    def lasting(self) -> list[str]:
+        """`manifests`, of temporary rows their copies; not of a store that was finished when there were none."""
+        finished_before = os.path.exists(self.summary) and not any(self.folder.glob("*.was.json"))
+        if not self.config.temporary or finished_before:
+            return self.manifests
+        return [str(self.was(shard)) for shard in range(self.plan.shard_count)]
+
     @property
     def summary(self) -> str:
         """The file that says that all shards are there and few enough videos failed."""
         return str(self.folder / "store.json")
+
+    def made_with(self, shard: int) -> Path:
+        """The file that keeps the shard's token (`Plan.shard_token`) as it was when its rows were made."""
+        return self.plan.work / "made" / self.name / f"{shard:05d}"
 
     @property
     def computed(self) -> Path:
@@ -165,7 +182,10 @@ class Run:
 
     @property
     def single(self) -> bool:
-        """Whether one seed is enough: there is no chance in the head, or its network is what is wanted of it."""
+        """Whether one seed is enough: there is no chance in the head or in those that it is the mean of, or its network
+        is what is wanted of it."""
+        if self.members:
+            return all(member.single for member in self.members.values())
         return self.trains or not self.plan.config.heads[self.head].chance
 
     @property

@@ -46,7 +46,7 @@ class Pass:
 
     @property
     def kept(self) -> list[str]:
-        return [f"{_place(s)}/{{shard}}.json" for s in self.stores if not s.config.temporary]
+        return [f"{_place(s)}/{{shard}}.{'was.' if s.config.temporary else ''}json" for s in self.stores]
 
     @property
     def removed(self) -> list[str]:

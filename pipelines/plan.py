@@ -10,7 +10,7 @@ list of 300,000 videos is planned in seconds.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -121,7 +121,13 @@ class Plan:
     def token(self) -> str:
         """Changes when the list does: its videos, the files that were found, labels, splits and classes."""
         timed = [self.videos.actions] if self.videos.actions is not None else []
-        return digest([self.videos.videos, self.videos.classes, self.videos.splits, *timed])[:16]
+        several = ["several labels"] if self._several else []
+        return digest([self.videos.videos, self.videos.classes, self.videos.splits, *timed, *several])[:16]
+
+    @cached_property
+    def _several(self) -> bool:
+        """Whether the list alone does not show that videos may have several labels: each has one."""
+        return self.videos.multi_label and all(len(video.labels) == 1 for video in self.videos.videos)
 
     def shard_videos(self, shard: int) -> Sequence[Video]:
         """The slice of the list that is shard number `shard`."""
@@ -133,31 +139,27 @@ class Plan:
         `store` of rows that others made, with their files."""
         config = self.store_named(store).config if store else None
         if isinstance(config, Imported):
-            return digest([[v.id for v in self.shard_videos(shard)], self._state(config.path)])[:16]
+            return digest([[v.id for v in self.shard_videos(shard)], self.state(config.path)])[:16]
         made = self.renderer.NUMERICS if self.rendered else 0
-        return digest([made, *([v.id, v.path, *self._stat.get(v.path, ())] for v in self.shard_videos(shard))])[:16]
+        return digest([made, *([v.id, v.path, *self.stat(v.path)] for v in self.shard_videos(shard))])[:16]
 
     @cached_property
     def videos_token(self) -> str:
         """Changes when a video of the list does."""
         return digest([self.shard_token(shard) for shard in range(self.shard_count)])[:16]
 
-    @cached_property
-    def _stat(self) -> dict[str, tuple[int, int]]:
-        """Size and time of every file of the list, one pass a folder; clips of ours follow a seed instead."""
-        if self.rendered or self.config.generated:
-            return {}
-        found = {}
-        for folder in {os.path.dirname(v.path) for v in self.videos.videos if v.path}:
-            with os.scandir(self.root / folder) as entries:
-                for entry in entries:
-                    with suppress(OSError):  # a link to nothing is no video of the list
-                        info = entry.stat()
-                        found[f"{folder}/{entry.name}" if folder else entry.name] = (info.st_size, info.st_mtime_ns)
-        return found
+    @lru_cache(None)  # noqa: B019
+    def stat(self, path: str) -> tuple[int, ...]:
+        """Size and time of a file of the list; clips of ours follow a seed instead."""
+        if self.rendered or self.config.generated or not path:
+            return ()
+        with suppress(OSError):
+            info = os.stat(os.path.join(self.root, path))
+            return info.st_size, info.st_mtime_ns
+        return ()
 
     @lru_cache  # noqa: B019
-    def _state(self, path: Path) -> str:
+    def state(self, path: Path) -> str:
         """Changes when a file at `path` or below it does."""
         files = [path] if path.is_file() else [Path(f, name) for f, _, names in os.walk(path) for name in names]
         found = []
@@ -238,6 +240,8 @@ class Plan:
             "train": self._side(split, "train"),
             "split": split,
         }
+        if self._several:
+            value["several"] = True
         if waits_for(config):
             value["runs"] = {name: self.run(name, split).digest for name in waits_for(config)}
         start = self.start(config, split)
@@ -327,9 +331,13 @@ class Plan:
         return list({str(run.folder): run for run in runs if run.plan is not self}.values())
 
     def lost(self) -> list[str]:
-        """What is to be made again and Snakemake would not miss: runs without a seed that the config has since, and,
-        beside results, the outputs of jobs that failed after these were made."""
+        """What is to be made again and Snakemake would not miss: runs without a seed that the config has since; a list
+        and shards whose videos changed, where it has no record of the jobs, for they were made without it; and, beside
+        results, the outputs of jobs that failed after these were made."""
         short = [run.summary for run in self.runs() if os.path.exists(run.summary) and not run.complete]
+        short += [path for store in self.stores() if not store.config.temporary for path in self._changed(store)]
+        if self.list_file.is_file() and videolist.load(self.list_file) != self.videos:
+            short.append(str(self.list_file))
         if not self.results.exists():
             return short
         made = [self.annotations[0]] if self.rendered else []
@@ -337,6 +345,12 @@ class Plan:
             made += [*([] if store.config.temporary else store.manifests), store.summary]
         gone = [path for path in (*made, *(run.summary for run in self.runs())) if not os.path.exists(path)]
         return [*gone, *short]
+
+    def _changed(self, store: Store) -> Iterator[str]:
+        for shard, path in enumerate(store.manifests):
+            with suppress(OSError):  # of before these notes were kept
+                if store.made_with(shard).read_text() != self.shard_token(shard, store.name) and os.path.exists(path):
+                    yield path
 
     def store_named(self, name: str) -> Store:
         """The store in the folder `name`."""

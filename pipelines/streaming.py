@@ -29,6 +29,8 @@ def export(head: EndToEnd, folder: Path) -> Path:
     import openvino
     import torch
 
+    from extract.openvino_core import save
+
     online = Online(head).eval()
     frame = torch.zeros(online.frame_shape, dtype=torch.uint8)
     with torch.inference_mode(), warnings.catch_warnings():
@@ -38,7 +40,7 @@ def export(head: EndToEnd, folder: Path) -> Path:
     kinds = {torch.uint8: openvino.Type.u8, torch.float32: openvino.Type.f32}
     model = openvino.convert_model(traced, input=[(tuple(x.shape), kinds[x.dtype]) for x in inputs])
     path = make_folder(folder) / "model.xml"
-    openvino.save_model(model, path, compress_to_fp16=False)
+    save(model, path)
     return path
 
 

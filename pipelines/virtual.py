@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self
@@ -29,7 +29,7 @@ from extract.shard import Task, stage_of
 from extract.stage import Stage
 from extract.whole import Extraction, Video
 from features.batches import Block, Features, Rows, Start
-from features.errors import TooManyBad
+from features.errors import Busy, TooManyBad
 from features.outcome import FAILED, Outcome, counts
 from heads.parallel import ranks
 
@@ -256,8 +256,9 @@ class Virtual:
     def _tell(self) -> None:
         for name, outcomes in self.outcomes.items():
             if outcomes != self.told.get(name):
-                self.tell(name, self.computing.stages[name], {self.ids[v]: o for v, o in outcomes.items()})
-                self.told[name] = dict(outcomes)
+                with suppress(Busy):  # told after the next pass, with what that adds: no training ends for it
+                    self.tell(name, self.computing.stages[name], {self.ids[v]: o for v, o in outcomes.items()})
+                    self.told[name] = dict(outcomes)
 
     def _check(self) -> None:
         for name, outcomes in self.outcomes.items():

@@ -56,7 +56,15 @@ def _export(plan: Plan, path: Path, layout: str | None) -> None:
     from features.hdf5 import export_stores
 
     layout = layout or {"hdf5": "shards"}.get(layout_of(path), layout_of(path))
-    folders = [s.folder for s in plan.stores() if s.folder.is_dir() and shards(s.folder)]
+    folders = []
+    for store in plan.stores():
+        count = len(shards(store.folder))
+        folders += [store.folder] if count else []
+        if count < plan.shard_count and not store.config.temporary:
+            print(f"{store.name}: {count} of {plan.shard_count} shards", file=sys.stderr)
+    if not folders:
+        fix = "run `framepool extract` first"
+        raise UserError("no features to export", where=plan.work / "features", expected="shards", got="none", fix=fix)
     if layout == "shards":
         count = export_stores(path, folders)
         print(f"{path}: {count} shards, {path.stat().st_size} bytes")
@@ -126,6 +134,7 @@ def _prune(plan: Plan, yes: bool) -> None:
             with Lock(lock):
                 pass  # somebody who is writing holds it, and that is an error that names them
         Disk.remove(path)
+        Disk.remove(plan.work / "made" / path.name)
     print(f"{len(extra)} folders removed")
 
 

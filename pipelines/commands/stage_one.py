@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 from extract.config import Networked
 from features import videolist
-from features.atomic import LOCK_WAIT_S, Lock, make_folder, write_json
+from features.atomic import LOCK_WAIT_S, Lock, make_folder, remove, write_bytes, write_json
 from features.errors import DamagedStore, FramepoolError, TooManyBad, UserError, printable
-from features.manifest import Manifest, contents, manifest_path, read_manifest, shards
+from features.manifest import Manifest, contents, manifest_path, parse_manifest, read_manifest, shards
 from features.outcome import FAILED, Outcome, counts
 from pipelines import plan as plans
 from pipelines.config import Rendered, config_path
+from pipelines.made_of import of_recipe
 from pipelines.missing import check_videos
 from pipelines.plan import Store
 
@@ -136,7 +137,7 @@ def verify(args: Namespace) -> None:
         rows = 0
         for shard in range(plan.shard_count):
             try:
-                rows += verify_shard(store.folder, shard).rows
+                rows += of_recipe(store, verify_shard(store.folder, shard)).rows
             except FramepoolError as error:
                 if store.config.temporary and not manifest_path(store.folder, shard).is_file():
                     continue  # read and removed
@@ -156,7 +157,7 @@ def _repaired(store: Store, shard: int, threads: int) -> Manifest:
     from features.store import retire
 
     def retired(one: Store) -> None:
-        with Lock(one.folder / f"{shard:05d}.lock", wait_s=LOCK_WAIT_S):
+        with Lock(make_folder(one.folder) / f"{shard:05d}.lock", wait_s=LOCK_WAIT_S):
             retire(one.folder, shard)
 
     removed = _removed(store, shard)
@@ -199,7 +200,15 @@ def extracted(stores: Sequence[Store], shard: int, threads: int) -> list[str]:
 def _extract(stores: Sequence[Store], shard: int, threads: int) -> list[Manifest]:
     from extract.shard import extract_shards
 
-    return extract_shards([task_of(store, shard) for store in stores], workers=threads)
+    plans.Plan.stat.cache_clear()  # a Dask worker lives long
+    tokens = [store.plan.shard_token(shard, store.name) for store in stores]  # so that what changes meanwhile shows
+    manifests = extract_shards([task_of(store, shard) for store in stores], workers=threads)
+    for store, token, manifest in zip(stores, tokens, manifests, strict=True):
+        make_folder(store.made_with(shard).parent)
+        write_bytes(store.made_with(shard), token.encode())
+        if store.config.temporary:
+            write_json(store.was(shard), manifest.to_json())
+    return manifests
 
 
 def task_of(store: Store, shard: int) -> Task:
@@ -239,6 +248,12 @@ def task_of(store: Store, shard: int) -> Task:
     )
 
 
+def _told(store: Store, shard: int) -> Manifest:
+    """The manifest of a shard, or of temporary rows what is left of it."""
+    gone = store.was(shard).is_file() and not manifest_path(store.folder, shard).is_file()
+    return parse_manifest(store.was(shard)) if gone else read_manifest(store.folder, shard)
+
+
 def gathered(store: Store) -> None:
     """Write the store's summary: outcomes, rows, bytes, and what the report says of it.
 
@@ -246,13 +261,13 @@ def gathered(store: Store) -> None:
     shards do not belong together, `Busy` where somebody else is at it.
     """
     from features.store import retire
-    from pipelines.report.stores import read_store
+    from pipelines.report.stores import summed
 
     plan = store.plan
-    manifests = [read_manifest(store.folder, shard) for shard in range(plan.shard_count)]
+    manifests = [_told(store, shard) for shard in range(plan.shard_count)]
     first = manifests[0]
     for manifest in manifests:
-        if (manifest.digest, manifest.facts) != (store.digest, first.facts):
+        if of_recipe(store, manifest).facts != first.facts:
             raise FramepoolError(
                 "shards of different making in one store",
                 where=f"{store.folder}: shard {manifest.shard}",
@@ -275,15 +290,17 @@ def gathered(store: Store) -> None:
         if shard >= plan.shard_count:  # the list was longer, or shard_size smaller
             with Lock(store.folder / f"{shard:05d}.lock"):
                 retire(store.folder, shard)
+    for path in {*store.folder.glob("*.was.json")} - {store.was(shard) for shard in range(plan.shard_count)}:
+        remove(path)
     summary = {
         "store": store.name,
         "digest": store.digest,
-        "contents": contents(store.folder, range(plan.shard_count)),
+        "contents": contents(manifests),
         "facts": first.facts,
         "outcomes": counts(outcomes),
         "rows": sum(m.rows for m in manifests),
         "bytes": sum(m.bytes for m in manifests),
-        "report": asdict(read_store(store.folder)),
+        "report": asdict(summed(store.name, manifests)),
     }
     with Lock(store.folder / "store.lock", LOCK_WAIT_S):
         write_json(store.folder / "store.json", summary)

@@ -154,6 +154,7 @@ def _trained(
                 "head": run.head,
                 "recipe": run.digest,
                 "digest": made_of(run, contents),
+                "tested": plan.tested(run.split),
                 "stores": own.stores,
                 "streamed": streamed,
                 "extractors": {m: described(store) for m, store in run.stores.items()},
@@ -314,11 +315,14 @@ def _compared(plan: Plan, partial: bool) -> Iterator[tuple[Comparison, str, list
     for comparison, name, better, than in plan.compared():
         both = (*better, *than)
         missing = next((run for run in both if not (run.finished if partial else run.complete)), None)
-        if missing is None:
+        old = [] if missing else stale(both)
+        if not missing and not old:
             yield comparison, name, better, than
         elif not partial:
-            fix = f"run `framepool train {name} --head {missing.head} --split {missing.split}`"
-            raise UserError("a head that is compared is not trained yet", where=missing.folder, fix=fix)
+            what = "is not trained yet" if missing else "was judged on another list or other features"
+            run = missing or old[0]
+            fix = f"run `framepool train {name} --head {run.head} --split {run.split}`"
+            raise UserError(f"a head that is compared {what}", where=run.folder, fix=fix)
 
 
 def versions() -> dict[str, str]:

@@ -43,13 +43,15 @@ def write(
         return
     import openvino
 
+    from extract.openvino_core import save
+
     with writing(path), tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:
         place = Path(folder) / "graph.onnx"
         place.write_bytes(data)
         model = openvino.convert_model(place)
         for port, name in zip(model.inputs, names, strict=True):
             port.get_tensor().set_names({name})
-        openvino.save_model(model, Path(folder) / path.name, compress_to_fp16=False)
+        save(model, Path(folder) / path.name)
         for suffix in (".bin", ".xml"):  # the weights first, so that a graph is there only with them
             write_bytes(path.with_suffix(suffix), (Path(folder) / path.name).with_suffix(suffix).read_bytes())
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from features.errors import FramepoolError
-from features.manifest import read_manifest, shards
+from features.manifest import Manifest, read_manifest, shards
 from features.outcome import NAMES, Outcome
 
 
@@ -68,23 +68,27 @@ def read_store(path: Path) -> Store:
         return _from_summary(path, "no summary of outcomes", "remove it: the next training writes it anew")
     if not (numbers := shards(path)):
         return _from_summary(path / "store.json", "store is empty", "run `framepool extract` for its extractor")
+    return summed(path.name, (read_manifest(path, number) for number in numbers))
+
+
+def summed(name: str, manifests: Iterable[Manifest]) -> Store:
+    """Sum up the manifests, at least one, of the store `name`."""
     counts: Counter[str] = Counter()
     found: list[Trouble] = []
     statistics: list[dict[str, Any]] = []
     videos = rows = size = 0
-    for number in numbers:
-        manifest = read_manifest(path, number)
+    for manifest in manifests:
         counts.update(o.outcome for o in manifest.outcomes)
-        found += troubles(path.name, dict(zip(manifest.ids, manifest.outcomes, strict=True)))
+        found += troubles(name, dict(zip(manifest.ids, manifest.outcomes, strict=True)))
         statistics.append(manifest.statistics)
         videos, rows, size = videos + len(manifest.ids), rows + manifest.rows, size + manifest.bytes
     return Store(
-        name=path.name,
+        name=name,
         digest=manifest.digest,
         recipe=manifest.recipe,
         facts=manifest.facts,
         statistics=_merged(statistics),
-        shards=len(numbers),
+        shards=len(statistics),
         videos=videos,
         rows=rows,
         bytes=size,

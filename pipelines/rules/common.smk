@@ -81,7 +81,7 @@ def page_token(wildcards):
 
 
 def manifests_of(wildcards):
-    return store_of(wildcards).manifests
+    return store_of(wildcards).lasting
 
 
 def stores_of(wildcards):

@@ -180,8 +180,11 @@ def test_maps_that_are_too_small_for_the_network(folder: Path, alone: Path, tmp_
 
 def test_a_source_of_another_list_is_refused(folder: Path, alone: Path, tmp_path: Path) -> None:
     job = task(folder, "flow", tmp_path, alone / "tvl1")
-    with pytest.raises(FramepoolError, match="source of other videos"):
-        extract_shard(replace(job, items=(Item("w", "0.mp4"), *job.items[1:])), workers=1)
+    said = f"source of other videos: .*expected w as video 1 of the shard, got {job.items[1].id} as video 1"
+    with pytest.raises(FramepoolError, match=said):
+        extract_shard(replace(job, items=(job.items[0], Item("w", "0.mp4"), *job.items[2:])), workers=1)
+    with pytest.raises(FramepoolError, match="expected none as video 1 of the shard"):
+        extract_shard(replace(job, items=job.items[:1]), workers=1)
 
 
 def test_a_source_of_other_files_is_refused_where_the_files_are(folder: Path, alone: Path, tmp_path: Path) -> None:

@@ -75,6 +75,25 @@ def test_a_failed_write_keeps_the_old_bytes(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_disk_that_is_broken_is_not_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "x")
+
+    monkeypatch.setattr(Disk, "fsync", staticmethod(fail))
+    with pytest.raises(FramepoolError, match=r"Input/output error \(\d+ MB free\); see to that disk and run the same"):
+        write_bytes(tmp_path / "file", b"new")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(code, "x")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(UserError, match=r"file system without locks: .*a\.lock: got .*; mount it with locks"):
+        Lock(tmp_path / "a.lock").__enter__()
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_a_second_name_or_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
     source, target = tmp_path / "a", tmp_path / "b"

@@ -130,12 +130,12 @@ def test_two_signals_at_once_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
             program._leave(signal.SIGTERM, None)
 
 
-def test_a_reader_who_has_had_enough_is_no_error(tmp_path: Path) -> None:
+def test_that_a_reader_has_had_enough_is_told_by_the_exit_code_alone(tmp_path: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -m pipelines doctor | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", command], cwd=tmp_path, env=world.environment(), capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_framepool_is_the_name_of_the_command() -> None:

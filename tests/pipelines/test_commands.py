@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -216,6 +217,16 @@ def test_stores_travel_by_hdf5(here: Path, call: Call, tmp_path: Path) -> None:
     assert call(f"features tiny --import {tmp_path}/all.h5").out.count("is there already\n") == 3
 
 
+def test_an_export_says_what_it_lacks(here: Path, call: Call, tmp_path: Path) -> None:
+    (world.store(here) / "00001.json").unlink()
+    said = call(f"features tiny --export {tmp_path}/some.h5")
+    assert said.code == 0 and said.err == f"{world.store(here).name}: 2 of 3 shards\n" and "2 shards, " in said.out
+    shutil.rmtree(here / "work/tiny/features")
+    said = call(f"features tiny --export {tmp_path}/none.h5")
+    assert said.code == 2 and "no features to export: work/tiny/features: expected shards, got none" in said.err
+    assert not (tmp_path / "none.h5").exists()
+
+
 def test_an_import_that_is_none(here: Path, call: Call) -> None:
     said = call("features tiny --import list.h5")
     assert said.code == 2 and "list.h5" in said.err and said.err.count("\n") == 1
@@ -315,6 +326,70 @@ def test_repair_extracts_the_damaged_shard_alone(here: Path, call: Call) -> None
     assert world.contents(store) == before
     assert [n for n in range(3) if (store / f"{n:05d}.json").stat().st_mtime_ns != times[n]] == [1]
     assert call("verify tiny").code == 0
+
+
+def test_repair_makes_a_store_that_is_gone(here: Path, call: Call) -> None:
+    before = world.contents(world.store(here))
+    shutil.rmtree(world.store(here))
+    assert call("verify tiny --repair --threads 2").out.endswith("tiny: 3 shards repaired\n")
+    del before["store.json"]  # made by `gather`
+    assert world.contents(world.store(here)) == before
+
+
+def test_a_store_by_another_s_name_is_none_of_its(here: Path, call: Call) -> None:
+    """Neither to `verify` nor to a training."""
+    old = world.store(here)
+    config = copy.deepcopy(world.CONFIG)
+    config["extractors"]["rgb"]["sampling"]["n"] = 3
+    world.write_config(here, config)
+    plans.of.cache_clear()
+    old.rename(here / plans.of("tiny").store("rgb").folder)
+    said = call("verify tiny")
+    assert said.code == 1 and said.err.count("shard of another recipe: ") == 3
+    said = call("train tiny --head average")
+    assert said.code == 1 and "shard of another recipe: " in said.err and "give the folder its name back" in said.err
+    assert call("verify tiny --repair --threads 2").code == 0 and call("train tiny --head average").code == 0
+
+
+def test_work_that_nobody_reads_of_is_not_called_done(here: Path) -> None:
+    for path in world.store(here).glob("0*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    words = [sys.executable, "-m", "pipelines", "extract", "tiny", "--extractor", "rgb", "--threads", "1"]
+    with subprocess.Popen(words, env=world.environment(), stdout=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        running.stdout.close()
+    assert running.returncode == 141 and len(list(world.store(here).glob("0*.json"))) < 3
+
+
+def test_a_training_is_old_when_the_run_that_it_begins_with_is_trained_anew(here: Path, call: Call) -> None:
+    config = copy.deepcopy(world.CONFIG)
+    config["heads"]["fine"] = {**config["heads"]["average"], "start": {"run": "average"}}
+    world.write_config(here, config)
+    assert call("train tiny --head average --head fine").code == 0
+    (first,), (second,) = ((here / "work/tiny/runs").glob(f"{h}-*/seed0/run.json") for h in ("average", "fine"))
+    before = second.stat().st_mtime_ns
+    assert call("train tiny --head fine").code == 0 and second.stat().st_mtime_ns == before
+    assert call("assemble tiny --partial").out.endswith("2 of 3 heads\n")
+    record = json.loads(first.read_text())
+    first.write_text(json.dumps({**record, "digest": "f" * 64}))  # as of other rows
+    assert call("assemble tiny --partial").out.endswith("0 of 3 heads\n")
+    assert call("train tiny --head fine").code == 0 and second.stat().st_mtime_ns != before
+
+
+def test_what_is_compared_is_of_what_is_there_now(here: Path, call: Call) -> None:
+    config = copy.deepcopy(world.CONFIG)
+    pair = {"claim": "One is better.", "better": "average", "than": "ridge"}
+    world.write_config(here, {**config, "comparisons": [{**pair, "datasets": ["tiny"]}]}, "other")
+    assert call("extract other --extractor rgb --threads 2").code == 0
+    for name in ("tiny", "other"):
+        assert call(f"train {name} --head average --head ridge").code == 0
+    assert call("assemble other").code == 0 and (here / "results/other/tables/comparisons.csv").is_file()
+    (run,) = (here / "work/tiny/runs").glob("ridge-*/seed0/run.json")
+    run.write_text(json.dumps({**json.loads(run.read_text()), "tested": "others"}))
+    said = call("assemble other")
+    assert said.code == 2 and "a head that is compared was judged on another list or other features" in said.err
+    assert call("assemble other --partial").code == 0
+    assert not (here / "results/other/tables/comparisons.csv").exists()
 
 
 def test_shards_of_a_longer_list_are_taken_away(here: Path, call: Call) -> None:

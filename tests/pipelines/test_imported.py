@@ -86,6 +86,31 @@ def test_changed_features_make_their_shard_anew(here: Path) -> None:
     assert plans.of("tiny").shard_token(0, store.name) != token
 
 
+def test_a_worker_that_lives_long_sees_features_that_came(here: Path) -> None:
+    from pipelines import cluster
+
+    path = Path(f"output/i3d/{world.name_of(0).rpartition('/')[2]}_rgb.npy")
+    aside = path.rename(path.with_suffix(".aside"))
+
+    def asked() -> str:  # of a worker with the plan of before, by a command that reads all anew
+        token = cluster._token([plans.Plan("tiny").store("i3d")])
+        return str(cluster._extract(here, "tiny", token, ["i3d"], None, 0, 1))
+
+    plans.of.cache_clear()
+    assert "1 undecodable" in asked()
+    aside.rename(path)
+    assert "4 ok" in asked() or "3 ok, 1 non_finite" in asked()
+
+
+def test_bytes_have_no_fractions(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    world.write_config(here, {**CONFIG, "extractors": {"i3d": {**I3D, "dtype": "uint8"}}})
+    for path in Path("output/i3d").glob("*_rgb.npy"):
+        np.save(path, np.rint(np.abs(np.load(path))).clip(0, 255) + (0.5 if "Run" in path.name else 0))
+    assert call("extract tiny --extractor i3d") == 3
+    said = capsys.readouterr().err
+    assert "5 ok, 4 undecodable" in said and "numbers that are not whole, as uint8 holds them: set dtype" in said
+
+
 def test_another_place_is_another_store(here: Path) -> None:
     digests = set()
     for change in ({}, {"path": "elsewhere"}, {"key": "flow"}, {"origin": "mine"}, {"dtype": "float32"}):

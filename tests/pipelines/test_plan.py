@@ -275,6 +275,47 @@ def test_what_was_trained_before_a_seed_was_asked_for_is_lost(tiny: Callable[...
     assert not plan.run("average", "1").complete and plan.run("ridge", "1").complete
 
 
+def test_what_was_made_without_the_workflow_is_lost_when_its_videos_change(
+    tiny: Callable[..., Plan], tmp_path: Path
+) -> None:
+    """Snakemake has no record of such a job, so that it would see nothing to do."""
+    from features import videolist
+
+    plan = tiny()
+    (store,) = plan.stores()
+    plan.work.mkdir(parents=True)
+    videolist.save(plan.videos, plan.list_file)
+    for shard, path in enumerate(store.manifests):
+        for made, text in ((Path(path), "{}"), (store.made_with(shard), plan.shard_token(shard, store.name))):
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.write_text(text)
+    assert tiny().lost() == []
+    (tmp_path / "videos" / plan.videos.videos[5].path).write_bytes(b"another")
+    assert tiny().lost() == [store.manifests[1]]
+    world.write_list(tmp_path, names(10))
+    grown = tiny()
+    assert grown.lost() == [store.manifests[1], store.manifests[2], str(grown.list_file)]
+    store.made_with(1).unlink()  # of before such notes
+    assert tiny().lost() == [store.manifests[2], str(grown.list_file)]
+
+
+def test_a_mean_of_heads_without_chance_is_one(tiny: Callable[..., Plan]) -> None:
+    two = {"again": {"kind": "ridge", "features": ["rgb"], "alpha": 2.0}}
+    fused = {n: {"kind": "fusion", "heads": {"ridge": 1, n: 1}} for n in ("again", "average")}
+    made = {f"with_{name}": config for name, config in fused.items()}
+    plan = tiny({**world.CONFIG, "seeds": [3, 4], "heads": {**world.CONFIG["heads"], **two, **made}})
+    assert plan.run("with_again", "1").seeds == (3,) and plan.run("with_average", "1").seeds == (3, 4)
+
+
+def test_videos_that_may_have_several_labels_are_others(tiny: Callable[..., Plan], tmp_path: Path) -> None:
+    """Though each has one as yet."""
+    (tmp_path / "mine.csv").write_text("path,label,split\na.avi,Jump,train\nb.avi,Run,train\nc.avi,Jump,test\n")
+    videos = {"format": "table", "root": "videos", "list": "mine.csv"}
+    one, other = (tiny({**world.CONFIG, "videos": {**videos, "multi_label": several}}) for several in (False, True))
+    assert one.token != other.token
+    assert one.run("average", "1").digest != other.run("average", "1").digest
+
+
 def test_a_seed_that_is_not_the_config_s_has_its_own_folder(tiny: Callable[..., Plan]) -> None:
     """But for a head without chance, of which there is one."""
     average, ridge = (tiny().run(head, "1") for head in ("average", "ridge"))

@@ -18,8 +18,9 @@ import pytest
 import torch
 
 from extract.shard import extract_shards
+from features.atomic import Lock
 from features.batches import Features, all_rows
-from features.errors import FramepoolError, TooManyBad
+from features.errors import Busy, FramepoolError, TooManyBad
 from features.outcome import Outcome
 from heads.kinds import TsnConfig
 from pipelines import plan as plans
@@ -217,6 +218,21 @@ def test_what_became_of_videos_is_told_where_it_is_news(there: Path) -> None:
     assert told[-1] == ("pixels", 9)
 
 
+def test_what_cannot_be_told_now_is_told_later(there: Path) -> None:
+    told: list[int] = []
+
+    def tell(_: str, __: Any, found: Any) -> None:
+        told.append(len(found))
+        if len(told) == 1:
+            raise Busy("another process of the training writes")
+
+    good = torch.tensor([v for v in range(9) if v != broken()])
+    with opened("pixels", tell=tell) as features:
+        for _ in range(3):
+            list(features.blocks(good))
+    assert told == [8, 8]
+
+
 def test_trainings_add_what_they_saw(there: Path) -> None:
     """To a summary as stores have it, in the order of the list and of its videos alone."""
     store = plans.of("virtual").store("pixels")
@@ -236,6 +252,10 @@ def test_trainings_add_what_they_saw(there: Path) -> None:
     note(store, **given, outcomes={names[0]: fine})
     assert read_store(store.computed).counts == {"ok": 1}
     store.computed.unlink()
+    with Lock(store.computed.with_name(f"{store.computed.name}.lock")), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.computed.WAIT_S", 0.1)
+        with pytest.raises(Busy):
+            note(store, **given, outcomes={names[0]: fine})
 
 
 def test_a_batch_of_nothing_but_broken_videos(there: Path, tmp_path: Path) -> None:

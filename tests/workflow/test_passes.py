@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy as copies
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,29 @@ def test_a_second_run_has_nothing_to_do(shared: Path) -> None:
 @pytest.mark.slow
 def test_temporary_rows_are_gone_and_told_of(shared: Path) -> None:
     left = sorted(p.name for p in world.store(shared, "tvl1").iterdir() if p.suffix != ".lock")
-    assert left == ["store.json"]
+    assert left == [*(f"0000{n}.was.json" for n in range(3)), "store.json"]
     assert "tvl1-" in (shared / "results/tiny/index.html").read_text()
     assert "all shards match" in world.framepool(shared, "verify", "tiny")
+
+
+@pytest.mark.slow
+def test_more_videos_bring_back_no_temporary_rows_but_their_own(shared: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(shared, tmp_path / "copy", symlinks=True)
+    names = [world.name_of(number) for number in range(world.VIDEOS + 4)]
+    for name in names[world.VIDEOS :]:
+        shutil.copy(folder / "videos" / f"{names[0]}.avi", folder / "videos" / f"{name}.avi")
+    world.write_list(folder, names)
+    parts = {
+        "index": 1,
+        "gather": 4,
+        "train_tiny_1": 1,
+        "assemble": 1,
+    }  # the last shard, which was not full, and another
+    assert world.planned(folder) == {**parts, "extract_tiny_rgb_pixels_tvl1": 1, "extract": 4, "extract_tiny_tvl1": 1}
+    world.snakemake(folder)
+    said = json.loads((world.store(folder, "tvl1") / "store.json").read_bytes())
+    assert said["report"]["videos"] == world.VIDEOS + 4 and said["report"]["shards"] == 4
+    assert world.planned(folder) == {}
 
 
 @pytest.mark.slow
@@ -147,4 +168,5 @@ def test_a_shard_of_rows_that_are_gone_is_repaired(shared: Path, tmp_path: Path)
     (world.store(folder, "flow") / "00001.json").write_text("{}")
     world.framepool(folder, "verify", "tiny", "--repair")
     assert world.contents(world.store(folder, "flow")) == before
-    assert not [p for p in world.store(folder, "tvl1").glob("0*") if p.suffix != ".lock"]
+    left = [p.name for p in world.store(folder, "tvl1").glob("0*") if p.suffix != ".lock"]
+    assert all(name.endswith(".was.json") for name in left)
