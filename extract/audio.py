@@ -21,8 +21,9 @@ import numpy.typing as npt
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 
+from extract.clock import Clock, may_jump
 from extract.config import Limits
-from extract.media import MOST_LOST, Clock, MediaError, may_jump, opened
+from extract.media import MOST_LOST, MediaError, opened
 from extract.span import Media
 
 RATE_HZ: Final = 16_000

@@ -36,10 +36,10 @@ import av.error
 import numpy as np
 import numpy.typing as npt
 from av.codec.hwaccel import HWAccel
-from av.format import Flags
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 
+from extract.clock import Clock
 from extract.config import Limits
 from extract.span import Media, Span
 from features.errors import UserError
@@ -63,41 +63,6 @@ ANSWER_S = 10.0  # how long an address or a camera may be silent
 MOST_LOST = 1000  # packets that do not decode, before the rest is given up
 DISORDER = 3  # pictures by which a container's times may be out of order
 LAST_US = 1 << 62
-AHEAD_S, BACK_S = 10, Fraction(1, 10)  # what times of MPEG may jump by before they are another piece's
-
-
-def may_jump(container: av.container.InputContainer) -> bool:
-    """Whether FFmpeg says that times of the container's format may."""
-    return Flags.ts_discont in Flags(container.format.flags)
-
-
-class Clock:
-    """Makes one clock of the times of a track's packets. Where they may jump, they do where FFmpeg's tools think so:
-    ahead by more than `AHEAD_S`, or back by more than `BACK_S`."""
-
-    def __init__(self, container: av.container.InputContainer) -> None:
-        self._may_jump = may_jump(container)
-        self._last: int | None = None
-        self._next, self._offset, self._delay = 0, 0, 0  # in the packets' ticks
-
-    def __call__(self, packet: Any) -> Any:
-        """`packet`, its times set."""
-        if not self._may_jump or not packet.time_base:
-            return packet
-        if packet.dts is not None:
-            at, second = packet.dts + self._offset, 1 / packet.time_base
-            if packet.pts is not None:
-                if abs(packet.pts - packet.dts) > AHEAD_S * second:  # the first behind a jump, of which one is a guess
-                    packet.pts = packet.dts + self._delay
-                self._delay = packet.pts - packet.dts
-            if self._last is not None and not self._last - BACK_S * second <= at <= self._next + AHEAD_S * second:
-                self._offset += self._next - at
-                at = self._next
-            self._last, self._next = at, at + (packet.duration or 0)
-        if self._offset:
-            packet.pts = None if packet.pts is None else packet.pts + self._offset
-            packet.dts = None if packet.dts is None else packet.dts + self._offset
-        return packet
 
 
 class MediaError(Exception):
@@ -220,7 +185,8 @@ def scheme_of(source: str) -> str:
 def decode_live(source: str, limits: Limits) -> Iterator[tuple[int, VideoFrame]]:
     """(time_us, frame) of an address or a camera, in display order, to its end if it has one. Times never descend.
 
-    Raises `MediaError`: ``refused`` for another scheme than those of `LIVE`, and what opening and decoding can say.
+    Raises `MediaError`: ``refused`` for another scheme than those of `LIVE`, what opening and decoding can say, and
+    after the frames that came ``timeout`` or ``undecodable`` where a connection falls silent or breaks off.
     """
     scheme = scheme_of(source)
     if scheme == "camera":
@@ -245,7 +211,7 @@ def decode_live(source: str, limits: Limits) -> Iterator[tuple[int, VideoFrame]]
     with container:
         stream, last = _pictures(container), -LAST_US
         stream.codec_context.options = {"max_pixels": _coded(limits.max_pixels)}
-        for time_us, frame in _in_order(_frames(container, stream, limits, Decoded()), _step_us(stream)):
+        for time_us, frame in _in_order(_frames(container, stream, limits, Decoded(), live=True), _step_us(stream)):
             last = max(last, time_us)
             yield last, frame
 
@@ -303,9 +269,10 @@ def _promised(container: av.container.InputContainer, stream: av.VideoStream) ->
 
 
 def _packets(
-    container: av.container.InputContainer, stream: av.VideoStream
+    container: av.container.InputContainer, stream: av.VideoStream, *, live: bool = False
 ) -> Iterator[av.Packet[av.VideoStream] | av.error.FFmpegError]:
-    """Packets to the end of the file, the last an empty one; in place of what cannot be read its error."""
+    """Packets to the end of the file, the last an empty one; in place of what cannot be read its error. A `live` source
+    that breaks off raises `MediaError`."""
     clock = Clock(container)
     for _ in range(MOST_LOST):
         try:
@@ -313,16 +280,25 @@ def _packets(
             return
         except av.error.FFmpegError as error:
             _memory(error)
+            if live and not isinstance(error, av.error.InvalidDataError):
+                late = isinstance(error, av.error.ExitError)
+                said = f"nothing came for {ANSWER_S:g} s" if late else f"it broke off: {error.strerror}"
+                raise MediaError("timeout" if late else "undecodable", said) from None
             yield error
         except IndexError:  # how PyAV ends when tracks came up on the way
             return
 
 
 def _frames(
-    container: av.container.InputContainer, stream: av.VideoStream, limits: Limits, found: Decoded
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    limits: Limits,
+    found: Decoded,
+    *,
+    live: bool = False,
 ) -> Iterator[VideoFrame]:
     given = lost = 0
-    for packet in _packets(container, stream):
+    for packet in _packets(container, stream, live=live):
         try:
             if isinstance(packet, av.error.FFmpegError):
                 raise packet
@@ -352,15 +328,20 @@ def _in_order(frames: Iterator[VideoFrame], step_us: int) -> Iterator[tuple[int,
     so times are sorted within a few pictures. A picture without a time comes one step after the one before it."""
     held: deque[VideoFrame] = deque()
     times: list[int] = []
-    last = -step_us
-    for frame in frames:
-        last = _time_us(frame, last + step_us)
-        heappush(times, last)
-        held.append(frame)
-        if len(held) > DISORDER:
-            yield heappop(times), held.popleft()
+    last, broken = -step_us, None
+    try:
+        for frame in frames:
+            last = _time_us(frame, last + step_us)
+            heappush(times, last)
+            held.append(frame)
+            if len(held) > DISORDER:
+                yield heappop(times), held.popleft()
+    except MediaError as error:
+        broken = error
     while held:
         yield heappop(times), held.popleft()
+    if broken is not None:
+        raise broken
 
 
 def _time_us(timed: av.Packet[av.VideoStream] | VideoFrame, otherwise: int) -> int:

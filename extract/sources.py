@@ -14,6 +14,7 @@ import fnmatch
 import hashlib
 import io
 import os
+import re
 import stat
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ from features.videolist.text import decoded
 
 PACKED: Final = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".tbz2", ".txz", ".lzma")
 NESTED: Final = (".tar", ".zip", ".7z", ".rar", *PACKED)
+_LINE: Final = re.compile(r"^line \d+: ")  # of a list, which grows
 _PADDING: Final = 64 << 10  # behind a tar's end there are zeros to a full record
 
 
@@ -52,7 +54,12 @@ class Clip:
     @property
     def key(self) -> bytes:
         """16 bytes that tell it from every other; what is refused is another one once it can be read."""
-        return self._key(self.refused.reason if self.refused else "")
+        return self._key(_LINE.sub("", self.refused.reason) if self.refused else "")
+
+    @property
+    def placed(self) -> bytes:
+        """The same of this very member of a tar, where several have one name."""
+        return self._key(f"at {self.media.start}") if isinstance(self.media, Span) else self.key
 
     @property
     def tried(self) -> bytes:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -30,10 +31,10 @@ from av.video.frame import VideoFrame
 from extract.config import FromVideo, RgbDiff
 from extract.convert import prepare
 from extract.lanes import middle
-from extract.media import FOREVER, LIVE, Decoded, MediaError, decode, decode_live, scheme_of
+from extract.media import FOREVER, LIVE, Decoded, MediaError, decode, decode_live, probe, scheme_of
 from extract.runtime import engine
 from extract.samples import Array
-from extract.samplings import Segments, Uniform, own_frames
+from extract.samplings import Fps, Segments, Uniform, own_frames
 from extract.scaler import Scaler
 from features.atomic import Lock, make_folder, publish_folder
 from features.errors import FramepoolError, UserError
@@ -50,6 +51,7 @@ from pipelines.streaming import Stream, export
 AHEAD: Final = 4  # frames that are decoded and wait
 RATE_OVER: Final = 32  # frames
 DEFAULT_LAST: Final = 16
+_EARLY_US: Final = 1000  # some containers round times to milliseconds
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,11 @@ class Live:
         if last not in (None, self.last):
             fix = "leave out how many it is to see"
             raise UserError("an end-to-end head sees clips of one length", expected=self.last, got=last, fix=fix)
-        self.pace = _pace(reader.config) if self._online else 1  # which frames labels() takes if nobody says
+        sampling = getattr(reader.config, "sampling", None) if self._online else None
+        # which frames labels() takes where nobody says, or how many a second
+        self.every = int(getattr(sampling, "stride", getattr(sampling, "k", 1)))
+        self.fps = sampling.fps if isinstance(sampling, Fps) else None
+        self.damage = ""  # what was wrong with the file that was read last
         self._limits = reader.config.limits  # type: ignore[union-attr]
         crop_px = scaling["crop"] or scaling["resize"]
         width_px = scaling.get("width") or crop_px
@@ -96,21 +102,31 @@ class Live:
         if source.model is not None:
             single = replace(source.model, config=source.model.config.model_copy(update={"batch": 1}))
             self._engine = engine(single, prepare(single, cache), cache, threads=threads)
-        torch.set_num_threads(threads)
+        self._threads = threads
 
     def labels(self, source: str, *, every: int | None = None) -> Iterator[Label]:
-        """A label for each `every`-th frame (`pace`) of a file, a camera (``/dev/video0``) or an address (of `LIVE`).
+        """A label for each `every`-th frame of a file, a camera (``/dev/video0``) or an address (of `LIVE`); by default
+        for those that an end-to-end head's clips were made of.
 
-        Raises `UserError` where the source is none of these, `FramepoolError` where it gives no frames.
+        Raises `UserError` where the source is none of these, `FramepoolError` where it gives no frames, or breaks off.
         """
-        every = self.pace if every is None else every
+        due = _Due(self.fps) if every is None and self.fps is not None else None
+        every = (self.every if due is None else 1) if every is None else every
         if every < 1:
             raise UserError("no frames to take", where="every", expected="1 or more", got=every)
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            yield from self._labels(source, every, due)
+        finally:
+            torch.set_num_threads(before)
+
+    def _labels(self, source: str, every: int, due: _Due | None) -> Iterator[Label]:
         ring: deque[Array] = deque(maxlen=self.last)
         clock: deque[float] = deque([time.perf_counter()], maxlen=RATE_OVER + 1)
         if self._online is not None:
             self._online.begin_again()
-        for time_us, image in self._images(source, every):
+        for time_us, image in self._images(source, every, due):
             if self._online is not None:
                 logits = self._online(image)
             else:
@@ -150,8 +166,8 @@ class Live:
         shares = shares.sigmoid() if self.run.several else shares.softmax(dim=0)
         return Label(time_s, self.run.classes[best], float(shares[best]), logits, rate)
 
-    def _images(self, source: str, every: int) -> Iterator[tuple[int, Array]]:
-        """(time_us, image) of each `every`-th frame, decoded and scaled in a thread of its own."""
+    def _images(self, source: str, every: int, due: _Due | None) -> Iterator[tuple[int, Array]]:
+        """(time_us, image) of each `every`-th frame that is `due`, decoded and scaled in a thread of its own."""
         scheme, waiting, stop = scheme_of(source), _Waiting(AHEAD), threading.Event()
         if scheme not in ("", "camera", *LIVE):
             known = f"a file, /dev/video0, or an address of {', '.join(LIVE)}"
@@ -167,35 +183,61 @@ class Live:
             number = -1
             try:
                 for number, (time_us, frame) in enumerate(self._frames(source, scheme, found)):
-                    if number % every == 0:
+                    if number % every == 0 and (due is None or due(time_us)):
                         waiting.put((time_us, scale(frame)), drops, stop)
                     if stop.is_set():
                         return
                 if number < 0:
                     raise MediaError("undecodable", found.first_error or "not one picture decodes")
+                missing = "" if scheme else self._missing(source, number + 1)
+                self.damage = "; ".join(filter(None, (missing, found.first_error)))
                 waiting.put(None, False, stop)
             except BaseException as error:
                 waiting.put(error, False, stop)
 
         thread = threading.Thread(target=work, daemon=True)
         thread.start()
+        what = "no frames"
         try:
             while (item := waiting.get()) is not None:
                 if isinstance(item, MediaError):
-                    raise FramepoolError("no frames", where=source, got=f"{item.outcome}: {item.reason}")
+                    raise FramepoolError(what, where=source, got=f"{item.outcome}: {item.reason}")
                 if isinstance(item, BaseException):
                     raise item
-                self.dropped = waiting.dropped
+                self.dropped, what = waiting.dropped, "no more frames"
                 yield item
         finally:
             stop.set()
             waiting.clear()
             thread.join(1.0)
 
+    def _missing(self, path: str, frames: int) -> str:
+        """What a file lacks that has so many `frames`, by its own header; a few are no loss."""
+        with suppress(MediaError):  # of decoding alone
+            promised = probe(Path(path), self._limits).promised
+            if promised - frames > min(2, promised // 10):
+                return f"{frames} of {promised} frames decoded"
+        return ""
+
     def _frames(self, source: str, scheme: str, found: Decoded) -> Iterator[tuple[int, VideoFrame]]:
         if scheme:
             return decode_live(source, self._limits)
         return ((time_us, frame) for _, time_us, frame in decode(Path(source), self._limits, found))
+
+
+class _Due:
+    """So many frames a second, by their times: the first at or after each moment, at most a millisecond before it."""
+
+    def __init__(self, fps: float) -> None:
+        self._step_us, self._next_us = 1e6 / fps, -float("inf")
+
+    def __call__(self, time_us: int) -> bool:
+        if time_us < self._next_us - _EARLY_US:
+            return False
+        start_us = self._next_us if self._next_us > -float("inf") else time_us
+        passed = (time_us + _EARLY_US - start_us) // self._step_us
+        self._next_us = start_us + (passed + 1) * self._step_us
+        return True
 
 
 class _Waiting:
@@ -257,11 +299,6 @@ def _online(run: OfRun, cache: Path, threads: int) -> _Online:
                 export(head, Path(made) / folder.name)
                 publish_folder(Path(made) / folder.name, folder)
     return _Online(head, folder / "model.xml", threads)
-
-
-def _pace(config: Any) -> int:
-    """Frames from one to the next of a clip, as an extractor takes them."""
-    return int(getattr(config.sampling, "stride", getattr(config.sampling, "k", 1)))
 
 
 def _rows_of_a_test(run: OfRun) -> int:

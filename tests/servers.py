@@ -82,6 +82,25 @@ def tcp(path: Path) -> Iterator[str]:
 
 
 @contextmanager
+def broken(path: Path, end: str) -> Iterator[str]:
+    """The first half of a transport stream, and then nothing ("silent"), or the connection is cut ("reset")."""
+    data = remuxed(path, "mpegts")
+    stop = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        connection.sendall(data[: len(data) // 2 // 188 * 188])
+        stop.wait(0.5 if end == "reset" else 60)
+        if end == "reset":
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    with _one_client(serve) as place:
+        try:
+            yield f"tcp://{place}"
+        finally:
+            stop.set()
+
+
+@contextmanager
 def udp(path: Path) -> Iterator[str]:
     """A transport stream, over and over, whether somebody listens or not."""
     data = remuxed(path, "mpegts")

@@ -88,8 +88,14 @@ def _unseen(clips: Iterable[Clip], seen: Seen) -> Iterator[Clip]:
     twice, and of two members of a tar that have one name the later is refused."""
     now = Seen()
     for clip in clips:
-        if clip.key in now and isinstance(clip.media, Span):
-            clip = replace(clip, media=None, refused=Outcome(outcome="refused", reason="a member before has its name"))
+        if isinstance(clip.media, Span):
+            here = clip.placed
+            if here in now:  # the tar was named before, by itself or with its folder
+                continue
+            now.add(here)
+            if clip.key in now:
+                reason = f"a member before has its name; this one is at byte {clip.media.start}"
+                clip = replace(clip, media=None, refused=Outcome(outcome="refused", reason=reason))
         if clip.key in now:
             continue
         now.add(clip.key)

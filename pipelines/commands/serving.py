@@ -25,13 +25,15 @@ def stream(args: Namespace) -> None:
     from pipelines.live import Live
 
     live, start, count = Live(of_run(args.folder), last=args.last, threads=args.threads), time.perf_counter(), 0
-    every = args.every or live.pace
-    pace = "frame" if every == 1 else f"{every}. frame"
-    print(f"the last {live.last} embeddings, each {pace}", file=sys.stderr, flush=True)
+    every = args.every or live.every
+    pace = "each frame" if every == 1 else f"each {every}. frame"
+    pace = f"{live.fps:g} a second" if live.fps and not args.every else pace
+    print(f"the last {live.last} embeddings, {pace}", file=sys.stderr, flush=True)
     for label in live.labels(args.source, every=args.every):
         count += 1
         shown = f"{label.time_s:10.3f} s  {printable(label.name)}  {label.probability:.3f}"
         print(f"{shown}  {label.frames_per_s:.1f} frames/s", flush=True)
     seconds = time.perf_counter() - start
     dropped = f", {live.dropped} dropped" if live.dropped else ""
-    print(f"{count} labels in {seconds:.1f} s{dropped}", file=sys.stderr)
+    damage = f"; the file is damaged: {printable(live.damage)}" if live.damage else ""
+    print(f"{count} labels in {seconds:.1f} s{dropped}{damage}", file=sys.stderr)

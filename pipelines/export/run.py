@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from extract.config import Networked
 from extract.stage import Stage
-from features.atomic import write_json
+from features.atomic import remove, write_json
 from features.errors import FramepoolError, UserError
 from pipelines.export.graphs import Clip, HeadGraph, NetworkGraph, frames_a_row, pictures, window_of
 from pipelines.export.real import real_clips, real_features, real_rows
 from pipelines.export.write import SUFFIX, Array, Axes, runner, write
 from pipelines.of_run import OfRun
 
+REPORT: Final = "export.json"
 LOGITS: Final = 1e-4  # of the largest logit, or of 1
 FEATURES: Final = 1e-3  # L2, relative
 _SIDES: Final = ((120, 160), (180, 100))  # of made-up frames
@@ -86,6 +87,7 @@ def export_run(run: OfRun, folder: Path, form: str, *, videos: int, say: Say = p
     """
     files: dict[str, Any] = {}
     clips = real_clips(run, videos)
+    remove(folder / REPORT)  # it vouches for the graphs that now go
     for graph in graphs_of(run):
         path = folder / f"{graph.name}{SUFFIX[form]}"
         write(graph.module, graph.example(2, 5, 0), path, graph.inputs, graph.axes, graph.output)
@@ -113,7 +115,7 @@ def export_run(run: OfRun, folder: Path, form: str, *, videos: int, say: Say = p
         "outside": "finding and decoding a video, turning it upright, YUV to RGB, choosing frames; the mean over the "
         "windows or clips of a video; softmax of logits",
     }
-    write_json(folder / "export.json", report)
+    write_json(folder / REPORT, report)
     return report
 
 
@@ -148,6 +150,8 @@ def _real(
 
 def _refuse(path: Path, what: str, error: float, most: float) -> None:
     if not error <= most:
+        for suffix in (path.suffix, ".bin"):  # nobody is to take it for one that was checked
+            remove(path.with_suffix(suffix))
         raise FramepoolError("graph gives other numbers", where=f"{path}: {what}", expected=f"<= {most:g}", got=error)
 
 

@@ -92,6 +92,7 @@ class Machine:
         self._stack, self._number = ExitStack(), 0
 
     def __enter__(self) -> Self:
+        self._stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(self.options.threads)
         stages = {name: self.stages.found[name] for name in self.names}
         self._extraction = self._stack.enter_context(Extraction(stages, self.options.threads, self.options.window))

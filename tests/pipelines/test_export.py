@@ -207,11 +207,15 @@ def test_other_numbers_are_refused(here: Path, tmp_path: Path, monkeypatch: pyte
         right = runner(path)
         return lambda given: right(given) * 1.001
 
+    export_run(of_run(run_folder("average")), tmp_path / "before", "onnx", videos=0)
+    (tmp_path / "export.json").write_bytes((tmp_path / "before" / "export.json").read_bytes())
+    shutil.rmtree(tmp_path / "before")
     monkeypatch.setattr(exporting, "runner", off)
     with pytest.raises(
         FramepoolError, match=r"graph gives other numbers: .*head.onnx: made-up inputs: expected <= 0.0001"
     ):
         export_run(of_run(run_folder("average")), tmp_path, "onnx", videos=0)
+    assert not list(tmp_path.iterdir()), "nor is anything left that could be taken for a graph that was checked"
 
 
 def test_what_is_no_run_is_said(here: Path, capsys: Any) -> None:

@@ -47,6 +47,7 @@ HEADS = {
     "vtn": {"kind": "vtn", "features": ["rgb"], "dim": 16, "heads": 2, "blocks": 1, "train": {"epochs": 1}},
     "tsn": TSN,
     "whole": WHOLE,
+    "whole_fps": {**WHOLE, "features": ["pixels_fps"]},
     "whole_diff": {**WHOLE, "encoder": {**WHOLE["encoder"], "reads": "rgbdiff"}},
     "two": {**RUN, "features": ["rgb", "diff"]},
     "diff": {**RUN, "features": ["diff"]},
@@ -60,13 +61,14 @@ DIFF |= {k: world.CONFIG["extractors"]["rgb"][k] for k in ("network", "transform
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny dataset, each second frame of it, with heads of several kinds."""
     folder = world.build(tmp_path_factory.mktemp("live") / "made", frames=24)
-    extractors = {"rgb": EVERY, "pixels": PIXELS, "diff": DIFF}
+    by_time = {**PIXELS, "sampling": {"kind": "fps", "fps": 5}}
+    extractors = {"rgb": EVERY, "pixels": PIXELS, "pixels_fps": by_time, "diff": DIFF}
     world.write_config(folder, {**world.CONFIG, "extractors": extractors, "heads": HEADS})
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(program.signal, "signal", lambda *_: None)
         for line in (
-            "extract tiny --extractor rgb --extractor pixels --extractor diff --threads 2",
+            "extract tiny --extractor rgb --extractor pixels --extractor pixels_fps --extractor diff --threads 2",
             f"train tiny {' '.join(f'--head {head}' for head in HEADS)} --threads 1",
         ):
             plans.of.cache_clear()
@@ -221,6 +223,61 @@ def test_streams(server: Callable[[Path], AbstractContextManager[str]], lost: in
         found = list(streamed.labels(address))
     assert 40 - lost <= len(found) + streamed.dropped <= 40
     assert all(np.isfinite(label.logits).all() for label in found)
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        pytest.param("silent", "timeout: nothing came for 2 s", id="silent"),
+        pytest.param("reset", "undecodable: it broke off: ", id="reset"),
+    ],
+)
+def test_a_source_that_breaks_off_is_no_end(
+    end: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came is labelled, and then it is said."""
+    monkeypatch.setattr("extract.media.ANSWER_S", 2.0)
+    streamed, found = live(), list[float]()
+    path = write_video(tmp_path / "clip.mp4", frames=60, width=64, height=64)
+    said = f"no more frames: tcp://.*: got {said}"
+    with servers.broken(path, end) as address, pytest.raises(FramepoolError, match=said):
+        found.extend(label.time_s for label in streamed.labels(address))
+    assert 10 < len(found) < 60
+
+
+def test_a_file_that_lacks_its_end_is_said(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder,) = Path("work/tiny/runs").glob("average-*/seed0")
+    path = write_video(tmp_path / "clip.avi", frames=60, width=64, height=64, codec="mpeg4")
+    assert program.main(["stream", str(folder), str(path), "--threads", "1"]) == 0
+    assert "damaged" not in capsys.readouterr().err
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 4 // 5])
+    assert program.main(["stream", str(folder), str(path), "--threads", "1"]) == 0
+    assert re.search(
+        r"labels in .*; the file is damaged: \d+ of 60 frames decoded; frame \d+: ", capsys.readouterr().err
+    )
+
+
+def test_a_head_of_frames_by_time_takes_them_by_time(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As the extractor does: five frames a second of ten are each second one."""
+    (folder,) = Path("work/tiny/runs").glob("whole_fps-*/seed0")
+    streamed = live("whole_fps")
+    assert [round(label.time_s * 10) for label in streamed.labels(clip())] == list(range(0, 24, 2))
+    assert [round(label.time_s * 10) for label in islice(streamed.labels(clip(), every=3), 3)] == [0, 3, 6]
+    assert program.main(["stream", str(folder), clip(), "--threads", "1"]) == 0
+    assert capsys.readouterr().err.startswith("the last 4 embeddings, 5 a second\n12 labels in ")
+
+
+def test_torch_keeps_its_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        labels = live(threads=1).labels(clip())
+        next(labels)
+        assert torch.get_num_threads() == 1
+        labels.close()  # type: ignore[attr-defined]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_udp_takes_the_newest(tmp_path: Path) -> None:

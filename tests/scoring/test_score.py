@@ -131,7 +131,27 @@ def test_a_later_member_of_the_same_name_is_said(here: Path, call: Call) -> None
     assert "(2 ok)" in call(line)[1]
     world.tar_of(tar, [("a.avi", one), ("b.avi", one), ("a.avi", two)])
     assert "(1 refused)" in call(line)[1] and "nothing new" in call(line)[1]
-    assert world.rows_of(here / "s.jsonl")[-1]["reason"] == "a member before has its name"
+    world.tar_of(tar, [("a.avi", one), ("b.avi", one), ("a.avi", two), ("a.avi", one)])
+    assert "(1 refused)" in call(line)[1] and "nothing new" in call(line)[1]
+    reasons = [row["reason"] for row in world.rows_of(here / "s.jsonl")[2:]]
+    assert len(set(reasons)) == 2 and all(said.startswith("a member before has its name; this one") for said in reasons)
+
+
+def test_a_member_is_scored_once_from_sources_that_overlap(here: Path, call: Call) -> None:
+    one, two, *_ = sorted((here / "videos").rglob("*.avi"))
+    (here / "clips").mkdir(exist_ok=True)
+    world.tar_of(here / "clips/x.tar", [("a.avi", one), ("b.avi", two)])
+    line = f"score {world.run_of('average')} clips clips/x.tar clips/ --out s.jsonl --threads 1"
+    assert "2 videos scored" in (said := call(line)[1]) and "(2 ok)" in said
+    assert "nothing new" in call(line)[1]
+
+
+def test_a_line_of_a_list_that_moves_is_the_same(here: Path, call: Call) -> None:
+    line = f"score {world.run_of('average')} list.txt --out s.jsonl --threads 1"
+    (here / "list.txt").write_text("gone.mp4\n")
+    assert "(1 undecodable)" in call(line)[1]
+    (here / "list.txt").write_text("\ngone.mp4\n")
+    assert "nothing new" in call(line)[1]
 
 
 def test_what_the_command_writes_is_not_scored(here: Path, call: Call) -> None:
