@@ -39,7 +39,7 @@ from heads.loop import CHECKPOINT_S, Loop, predict, seeded
 from heads.malloc import keep_freed_memory
 from heads.parallel import device_of, ranks
 from heads.recompute import recompute
-from heads.results import measure, write_history, write_predictions
+from heads.results import Predictions, measure, write_history, write_predictions
 
 Log = Callable[[str], None]
 METRICS = "metrics.json"
@@ -112,8 +112,11 @@ def train_run(
             data = loop.data  # with the blocks that it went through
             history, epochs, best_epoch, seconds = loop.history, len(loop.history), loop.best_epoch, loop.seconds
             steps = loop.precision if loop.train.precision == "bf16" else ""
-        predictions = predict(head, config, data, data.test, device)
-        found = {**measure(predictions, data.classes, factors), "n_train": len(data.train)}
+        found, predictions = _judged(head, config, data, device)
+        if without := found["n_test_without_rows"]:
+            of = f"{without} of {len(data.test)} test videos"
+            log(f"{of} have no row, and are judged by what the head says of nothing")
+        found["n_train"] = len(data.train)
         if not own.first:
             return found
         save_head(folder, head, kind=config.kind, classes=classes)
@@ -158,8 +161,15 @@ def evaluate_run(
     same_features(folder, run, features)
     data = _data(features, labels, [], test, classes, tuple(run["factors"]), print)
     config = heads.HEADS[run["kind"]][1].parse(run["config"], where=str(folder / RUN))
-    found = measure(predict(head, config, data, data.test, device), data.classes, data.factors)
+    found, _ = _judged(head, config, data, device)
     return {**found, "n_train": _metrics(folder)["n_train"]}
+
+
+def _judged(head: Head, config: BaseConfig, data: Data, device: torch.device) -> tuple[dict[str, Any], Predictions]:
+    """The metrics on the test videos, and what they are of."""
+    predictions = predict(head, config, data, data.test, device)
+    without = int((~data.features.has_rows(config.align)[data.test]).sum())
+    return {**measure(predictions, data.classes, data.factors), "n_test_without_rows": without}, predictions
 
 
 def same_features(folder: Path, run: Mapping[str, Any], features: Source) -> None:

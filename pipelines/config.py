@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 import yaml
 from pydantic import (
@@ -35,6 +35,12 @@ from pipelines.sweeps import Sweep, expanded
 CONFIGS = Path("config")
 DATASET = r"[a-z0-9_-]+"  # what a dataset may be called; it names folders
 Name = Annotated[str, StringConstraints(pattern=rf"^{NAME.pattern}$")]
+
+
+COLUMNS: Final = {
+    *("head", "kind", "features", "parameters", "seconds", "seeds", "split", "seed", "loss", "epochs"),
+    *("top1", "top5", "mean_class", "map", "gap", "hit1", "perr"),
+}
 
 
 class Rendered(Config):
@@ -72,6 +78,13 @@ class Dataset(Config):
     def _each_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(value)) < len(value):
             raise ValueError(f"each once, not {', '.join(map(str, value))}")
+        return value
+
+    @field_validator("factors")
+    @classmethod
+    def _no_column(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if taken := [factor for factor in value if factor in COLUMNS]:
+            raise ValueError(f"names that no column of the leaderboard has, not {taken[0]!r}")
         return value
 
     @property
@@ -152,6 +165,9 @@ class Dataset(Config):
             if own.features != head.features:
                 reads = f"which reads {', '.join(own.features)} and not {', '.join(head.features)}"
                 raise ValueError(f"teachers that see what heads.{name} sees, not {teacher!r}, {reads}")
+            if len(head.features) > 1 and own.align != head.align:
+                joined = f"rows joined in time as {teacher!r} has them (align: {own.align or 'null'})"
+                raise ValueError(f"{joined} in heads.{name}, whose align is {head.align or 'null'}")
             if getattr(own.encoder, "frames", None) != getattr(head.encoder, "frames", None):
                 raise ValueError(f"teachers with an encoder of as many frames as that of heads.{name}, not {teacher!r}")
         begun, start = beginner(head), head.start

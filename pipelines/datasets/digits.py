@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import gzip
 import os
+import zlib
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -60,7 +62,7 @@ def _read(where: Where) -> dict[str, tuple[Uint8, npt.NDArray[np.int64]]]:
     try:
         with np.load(where) as kept:
             found = {side: (kept[f"x_{side}"], kept[f"y_{side}"]) for side in SIDES}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise UserError("not a file of digits", where=where, got=error, fix=_FIX) from None
     return {side: _checked(where, *pair) for side, pair in found.items()}
 
@@ -118,7 +120,11 @@ def _idx_files(folder: Path, side: str) -> tuple[Path, Path]:
 
 def _idx(path: Path) -> npt.NDArray[Any]:
     """An array of bytes as MNIST's own format has it: two zeros, 8, the number of axes, each axis, the values."""
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    data = path.read_bytes()
+    try:
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError("not a file of digits", where=path, got=error, fix=_FIX) from None
     axes = data[3] if len(data) > 4 and data[:3] == b"\0\0\x08" else 0
     shape = tuple(np.frombuffer(data, ">u4", axes, 4).tolist()) if len(data) >= 4 + 4 * axes else ()
     if not axes or len(data) != 4 + 4 * axes + int(np.prod(shape)):

@@ -89,6 +89,7 @@ def assemble(
             title=title,
             heads=listed_heads,
             unlisted=len(heads) - len(listed_heads),
+            rowless=_rowless(heads),
             tables=filled,
             pairs=pairs,
             looking=looking,
@@ -107,6 +108,16 @@ def assemble(
         )
     )
     write_bytes(out / "index.html", page.encode())
+
+
+def _rowless(heads: Sequence[Head]) -> tuple[int, int, str] | None:
+    """The most test videos without any row that a run was judged on, of how many, and by which head."""
+    found = [
+        (int(run.value("n_test_without_rows") or 0), int(run.value("n_test") or 0), h.name)
+        for h in heads
+        for run in h.runs
+    ]
+    return max((one for one in found if one[0]), default=None)
 
 
 def outside(heads: Sequence[Head], filled: Sequence[Table]) -> list[Head]:

@@ -403,7 +403,7 @@ def test_videos_without_rows_are_tested_but_not_trained_on(tmp_path: Path) -> No
     lengths = rows.lengths.clone()
     lengths[[3, 50]] = 0
     found = go(tmp_path, data=(Features(features.ids, {"rgb": rows._replace(lengths=lengths)}, {}), labels))
-    assert (found["n_train"], found["n_test"]) == (39, 20)
+    assert (found["n_train"], found["n_test"], found["n_test_without_rows"]) == (39, 20, 1)
 
 
 def two_modalities() -> tuple[dict[str, list[np.ndarray[Any, Any]]], np.ndarray[Any, Any]]:

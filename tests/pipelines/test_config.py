@@ -89,6 +89,7 @@ def test_bad_values_of_an_extractor(
         ("splits", ["1", "1"], "$.splits: expected each once, not 1, 1"),
         ("splits", [], "$.splits: expected at least 1, got []"),
         ("factors", ["a", "a"], "$.factors: expected each once, not a, a"),
+        ("factors", ["kind"], "$.factors: expected names that no column of the leaderboard has, not 'kind'"),
         ("splits", [1], "$.splits[0]: expected text, got 1"),
         ("title", DELETED, "$.title: expected a value, got nothing"),
         ("heads", DELETED, "$.heads: expected a value, got nothing"),

@@ -120,6 +120,23 @@ def test_a_teacher_reads_what_its_student_reads(tmp_path: Path, monkeypatch: pyt
         load("tiny")
 
 
+def test_a_teacher_has_rows_joined_as_its_student_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several modalities heads that follow the order join rows by time by themselves, others do not."""
+    monkeypatch.chdir(tmp_path)
+    made = copy.deepcopy(world.CONFIG)
+    made["extractors"]["more"] = {**made["extractors"]["rgb"], "batch": 7}
+    both = {"features": ["rgb", "more"]}
+    student = {"kind": "attention_cluster", "clusters": 4, **both, "distil": {"teacher": ["late"]}}
+    made["heads"] = {"late": {"kind": "vtn", **both}, "student": student}
+    world.write_config(tmp_path, made)
+    said = r"rows joined in time as 'late' has them \(align: rgb\) in heads.student, whose align is null"
+    with pytest.raises(UserError, match=said):
+        load("tiny")
+    made["heads"]["student"]["align"] = "rgb"
+    world.write_config(tmp_path, made)
+    assert load("tiny").heads["student"].align == "rgb"  # type: ignore[union-attr]
+
+
 def test_crops_of_its_own_are_not_for_distillation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tsn = {"kind": "tsn", "features": ["pixels"], "network": {"name": "resnet10t"}, "distil": {"teacher": ["rgb"]}}

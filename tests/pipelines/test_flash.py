@@ -164,6 +164,13 @@ def test_mnist_is_downloaded_once(tmp_path: Path, pictures: Path, monkeypatch: p
     [
         ("none.npz", None, "digits are not there: .*none.npz: expected a file or folder, got nothing; give `digits`"),
         ("text.npz", b"hello", "not a file of digits"),
+        ("empty.npz", b"", "not a file of digits"),
+        ("half.npz", b"PK\x03\x04" + bytes(100), "not a file of digits"),
+        (
+            "packed",
+            {"train-images-idx3-ubyte.gz": gzip.compress(bytes(99))[:-12], "train-labels-idx1-ubyte": b""},
+            "not a file of digits: .*images-idx3-ubyte.gz: got Compressed file ended",
+        ),
         ("t10k", {}, "digits are not there: .*train-images-idx3-ubyte"),
         ("folder", {"train-images-idx3-ubyte": b"\0\0\x08\x03\0"}, "digits are not there: .*train-labels"),
         ("cut", {"train-images-idx3-ubyte": b"\0\0\x08\x03\0", "train-labels-idx1-ubyte": b""}, "MNIST's idx format"),

@@ -299,7 +299,16 @@ def test_several_labels(tmp_path: Path) -> None:
     out = example(tmp_path, videos=videos, runs=[folder], factors=(), splits=("1",))
     assert rows_of(out / "leaderboard.csv")[0]["map"] == "0.25"
     assert sorted(p.stem for p in (out / "figures").glob("*")) == ["classes"]
-    assert "mAP" in (out / "index.html").read_text()
+    page = (out / "index.html").read_text()
+    assert "mAP on the test videos" in page and "without any row" not in page
+
+
+def test_test_videos_without_rows_are_told_of(tmp_path: Path) -> None:
+    folder = make_run(tmp_path, "one", "1", 0, 0.5)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps({**metrics, "n_test_without_rows": 5}))
+    page = (example(tmp_path, runs=[folder], splits=("1",)) / "index.html").read_text()
+    assert "what a head says of nothing: up to 5 of 27 (one)." in page and "Top-1 on the test videos" in page
 
 
 def test_factors_that_were_named_since_are_counted_from_the_scores(tmp_path: Path) -> None:
