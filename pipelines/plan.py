@@ -87,13 +87,13 @@ class Plan:
         """The list: annotations, after the videos that were there before, with the paths found on disk."""
         source = self.config.videos
         if isinstance(source, Rendered):
-            found = self.renderer.videolist(source.count)
+            found: VideoList = self.renderer.videolist(source.count)
         elif isinstance(source, flash.FlashDigits | flash.NoisyDigits):
             found = flash.videolist(source)
         else:
             found = videolist.read(source)
-        if self.list_file.is_file():
-            found = videolist.append(videolist.load(self.list_file), found)
+        kept = videolist.load(self.list_file) if self.list_file.is_file() else None
+        found = found if kept is None else videolist.append(kept, found)
         missing = [split for split in self.config.splits if split not in found.splits]
         if missing:
             where = f"{config_path(self.dataset)}: $.splits"
@@ -102,7 +102,10 @@ class Plan:
                 "unknown split", where=where, expected=expected, got=missing[0], fix=nearest(missing[0], found.splits)
             )
         self._check_factors(found)
-        return found if self.rendered or self.config.generated else videolist.resolve(found, self.root)
+        if not self.rendered and not self.config.generated:
+            found = videolist.resolve(found, self.root)
+        self.list_changed = kept not in (None, found)
+        return found
 
     def _check_factors(self, found: VideoList) -> None:
         factors, where = self.config.factors, f"{config_path(self.dataset)}: $.factors"
@@ -151,11 +154,10 @@ class Plan:
     @lru_cache(None)  # noqa: B019
     def stat(self, path: str) -> tuple[int, ...]:
         """Size and time of a file of the list; clips of ours follow a seed instead."""
-        if self.rendered or self.config.generated or not path:
-            return ()
         with suppress(OSError):
-            info = os.stat(os.path.join(self.root, path))
-            return info.st_size, info.st_mtime_ns
+            if path and not self.rendered and not self.config.generated:
+                info = os.stat(os.path.join(self.root, path))
+                return info.st_size, info.st_mtime_ns
         return ()
 
     @lru_cache  # noqa: B019
@@ -336,8 +338,7 @@ class Plan:
         results, the outputs of jobs that failed after these were made."""
         short = [run.summary for run in self.runs() if os.path.exists(run.summary) and not run.complete]
         short += [path for store in self.stores() if not store.config.temporary for path in self._changed(store)]
-        if self.list_file.is_file() and videolist.load(self.list_file) != self.videos:
-            short.append(str(self.list_file))
+        short += [str(self.list_file)] if self.list_changed else []
         if not self.results.exists():
             return short
         made = [self.annotations[0]] if self.rendered else []
