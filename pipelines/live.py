@@ -196,6 +196,7 @@ class Live:
                 waiting.put(error, False, stop)
 
         thread = threading.Thread(target=work, daemon=True)
+        self.damage = ""
         thread.start()
         what = "no frames"
         try:
