@@ -79,6 +79,8 @@ def stale(runs: Sequence[Run]) -> list[Run]:
         tested = run.plan.tested(run.split)
         if any(record.get("tested", tested) != tested for record in records.values()):
             return False
+        if not all(read_run(other.seed_folder(other.seeds[0])) for other in run.waits_for):
+            return True
         if not all(store.config.store and Path(store.summary).is_file() for store in run.stores.values()):
             return True
         wanted = made_of(run, {m: known(store) for m, store in run.stores.items()})

@@ -375,6 +375,8 @@ def test_a_training_is_old_when_the_run_that_it_begins_with_is_trained_anew(here
     first.write_text(json.dumps({**record, "digest": "f" * 64}))  # as of other rows
     assert call("assemble tiny --partial").out.endswith("0 of 3 heads\n")
     assert call("train tiny --head fine").code == 0 and second.stat().st_mtime_ns != before
+    first.unlink()  # of one that is gone since nothing is known
+    assert call("assemble tiny --partial").out.endswith("1 of 3 heads\n")
 
 
 def test_what_is_compared_is_of_what_is_there_now(here: Path, call: Call) -> None:
